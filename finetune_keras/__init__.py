@@ -1,0 +1,40 @@
+"""Transfer learning for Keras 3: any pretrained model becomes a plain ``keras.Model`` that is
+right by construction.
+
+>>> import finetune_keras as ftk
+>>> from finetune_keras import heads, select
+>>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
+>>> model = ftk.build(base, heads.Classification(10), freeze=select.backbone())
+>>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
+"""
+
+from finetune_keras import heads, record, select
+from finetune_keras._errors import HeadError, SelectionError, WeightsError
+from finetune_keras._version import __version__
+from finetune_keras.backbones import Backbone, backbone
+from finetune_keras.build import build
+from finetune_keras.compile import compile  # noqa: A004
+from finetune_keras.describe import Description, describe
+from finetune_keras.freeze import Change, freeze, thaw
+from finetune_keras.load import load
+
+
+__all__ = [
+    "Backbone",
+    "Change",
+    "Description",
+    "HeadError",
+    "SelectionError",
+    "WeightsError",
+    "__version__",
+    "backbone",
+    "build",
+    "compile",
+    "describe",
+    "freeze",
+    "heads",
+    "load",
+    "record",
+    "select",
+    "thaw",
+]

@@ -1,0 +1,55 @@
+"""The only place that touches what Keras does not promise.
+
+Each function reads one private attribute, says why nothing public gives it, and has a test in
+``tests/test_private.py`` that fails as soon as Keras changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+__all__ = ["compile_arguments", "decay_exclusions", "own_weights", "sublayers"]
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that ``layer`` holds directly, in the order in which it made them.
+
+    ``Model.layers`` is public, but a layer that holds layers (attention, a transformer block)
+    has no public list of them.
+    """
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def own_weights(
+    layer: keras.layers.Layer,
+) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    """The variables that ``layer`` itself made: those that may learn, and its statistics.
+
+    Publicly a frozen kernel and a moving mean look alike (``trainable`` is false on both), and
+    only one of them should come back to life on thaw.
+    """
+    weights = {id(v) for v in layer.weights}  # leaves seed and metric state out
+    learnable = [v for v in layer._trainable_variables if id(v) in weights]
+    statistics = [v for v in layer._non_trainable_variables if id(v) in weights]
+    return learnable, statistics
+
+
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """What ``model.compile`` was last called with, as the objects themselves.
+
+    ``Model.get_compile_config()`` gives the same in serialised form, and a loss that is a plain
+    Python function does not come back from that.
+    """
+    return dict(model._compile_config.config)
+
+
+def decay_exclusions(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+) -> list[keras.Variable]:
+    """Those of ``variables`` that ``optimizer.exclude_from_weight_decay`` took out.
+
+    The exclusions are not part of the optimizer's config: a fresh copy would decay them again.
+    """
+    return [v for v in variables if not optimizer._use_weight_decay(v)]

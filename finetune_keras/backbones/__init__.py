@@ -1,0 +1,162 @@
+"""Any pretrained network, from any source, as one kind of record."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import keras
+
+from finetune_keras._errors import WeightsError, nearest
+from finetune_keras.backbones import applications, files, letters, models, preprocessing
+from finetune_keras.backbones.base import Backbone
+
+__all__ = ["Backbone", "backbone"]
+
+_LETTERS = "letters_resnet"
+
+
+def backbone(
+    source: str | os.PathLike | keras.Model | Backbone,
+    *,
+    weights: str | os.PathLike | None = "auto",
+    input_shape: tuple[int | None, ...] | None = None,
+    cut_at: str | None = None,
+    preprocessing: Any = "auto",  # noqa: A002
+    **options: Any,
+) -> Backbone:
+    """A pretrained network that takes raw inputs and gives features.
+
+    Args:
+        source: one of
+
+            - a name: any architecture of ``keras.applications`` in lower case, such as
+              ``"resnet50"`` or ``"efficientnetb0"``, or ``"letters_resnet"``, a small network
+              that ships with this package;
+            - the path of a ``.keras`` or whole-model ``.h5`` file;
+            - a ``keras.Model`` of your own: functional, sequential, nested. Its layers and
+              variables are shared, not copied. Its last classifier is dropped.
+        weights: for a name: ``"imagenet"`` (``"letters"`` for ``"letters_resnet"``), ``None`` for
+            random weights, or the path of a weights file. ``"auto"`` is the pretrained ones.
+        input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
+            size.
+        cut_at: name of the layer whose output are the features, in place of the last before the
+            classifier.
+        preprocessing: ``"auto"`` puts the architecture's own preprocessing into the graph, so
+            that the input is raw RGB from 0 to 255 (for files and models of your own nothing is
+            known, and nothing is added). ``None`` adds nothing, for pipelines that call the
+            family's ``preprocess_input`` themselves. Otherwise the name of an architecture whose
+            preprocessing to use, a Keras layer, or a list of them.
+        **options: for a name: further arguments of the function in ``keras.applications``, such
+            as ``alpha=0.35``.
+
+    Returns:
+        A :class:`Backbone`.
+
+    Raises:
+        ValueError: for an unknown name, layer or shape.
+        WeightsError: if weights are missing, cannot be fetched, or belong to another architecture.
+
+    Example:
+
+    >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
+    >>> base.model.output_shape, len(base.blocks)
+    ((None, 2, 2, 2048), 17)
+    """
+    if isinstance(source, Backbone):
+        made = source
+        _refuse("a Backbone", weights=weights, input_shape=input_shape, options=options)
+    elif isinstance(source, keras.Model):
+        made = Backbone(source, (), f"keras.Model {source.name!r}")
+        _refuse("a model of your own", weights=weights, input_shape=input_shape, options=options)
+    elif files.looks_like_file(source):
+        path = files.existing(source)
+        _refuse("a file", weights=weights, input_shape=input_shape, options=options)
+        made = Backbone(files.load_model(path), (), path.name)
+    elif isinstance(source, str):
+        made = _by_name(source, weights, input_shape, options)
+    else:
+        raise TypeError(
+            "backbone takes a name, a path, a keras.Model or a Backbone; given "
+            f"{type(source).__name__}"
+        )
+    made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
+    return _preprocessed(made, preprocessing)
+
+
+def _is_path(source: object) -> bool:
+    return files.looks_like_file(source)
+
+
+def _refuse(what: str, *, weights, input_shape, options) -> None:
+    given = {**options}
+    if weights != "auto":
+        given["weights"] = weights
+    if input_shape is not None:
+        given["input_shape"] = input_shape
+    if given:
+        raise TypeError(
+            f"{what} has its weights and shape already; {', '.join(f'{k}=' for k in given)} "
+            "goes with the name of an architecture"
+        )
+
+
+def _by_name(source: str, weights, input_shape, options) -> Backbone:
+    if applications.tidy(source) == applications.tidy(_LETTERS):
+        return _letters(weights, input_shape, options)
+    known = applications.names()
+    name = applications.tidy(source)
+    if name not in known:
+        raise ValueError(
+            f"unknown backbone {source!r}; {nearest(name, [*known, _LETTERS])} "
+            "(or the path of a .keras or .h5 file, or a keras.Model)"
+        )
+    weights = "imagenet" if weights == "auto" else weights
+    return applications.load(name, weights=weights, input_shape=input_shape, **options)
+
+
+def _letters(weights, input_shape, options) -> Backbone:
+    if options:
+        raise TypeError(f"{_LETTERS!r} takes no {', '.join(f'{k}=' for k in options)}")
+    network = letters.architecture(input_shape or (None, None, 3), name=_LETTERS)
+    if weights in ("auto", "letters"):
+        letters.load_weights(network)
+        weights = "letters"
+    elif weights is not None:
+        if not files.looks_like_file(weights):
+            raise WeightsError(
+                f"unknown weights={weights!r} for {_LETTERS!r}: there are 'letters', None for "
+                "random weights, or the path of a weights file"
+            )
+        files.load_into(network, weights, _LETTERS)
+    steps = preprocessing.affine([1 / 127.5], [-1.0])
+    return Backbone(network, tuple(steps), f"{_LETTERS}, weights={str(weights)!r}")
+
+
+def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone:
+    if cut_at is not None:
+        network, dropped = models.cut(made.network, cut_at)
+    elif foreign and not made.dropped:
+        network, dropped = models.without_classifier(made.network)
+    else:
+        return made
+    if not dropped:
+        return Backbone(network, made.preprocessing, made.source, made.dropped)
+    return Backbone(network, made.preprocessing, made.source, (*made.dropped, *dropped))
+
+
+def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
+    if isinstance(wanted, str) and wanted == "auto":
+        return made
+    if wanted is None:
+        steps: tuple = ()
+    elif isinstance(wanted, str):
+        name = applications.tidy(wanted)
+        if name not in applications.names():
+            raise ValueError(
+                f"unknown preprocessing={wanted!r}; {nearest(name, applications.names())}"
+            )
+        steps = applications.preprocess(name)
+    else:
+        steps = preprocessing.checked(wanted)
+    return Backbone(made.network, steps, made.source, made.dropped)

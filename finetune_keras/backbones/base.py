@@ -1,0 +1,113 @@
+"""What every source becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from finetune_keras import blocks, graph
+
+__all__ = ["Backbone"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained network, with what has to happen to its input before it.
+
+    Attributes:
+        network: the network itself: preprocessed inputs in, features out. Models built on this
+            backbone share it, its variables and its flags; :meth:`copy` gives another.
+        preprocessing: what raw inputs pass through first, in order.
+        source: where it came from, in words.
+        dropped: names of the layers that were cut off to get at the features.
+
+    Example:
+
+    >>> from finetune_keras import backbone
+    >>> base = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 3))
+    >>> base.model.output_shape
+    (None, 2, 2, 1280)
+    >>> sorted(base.taps, key=lambda s: int(s[1:]))
+    ['S2', 'S4', 'S8', 'S16', 'S32']
+    """
+
+    network: keras.Model
+    preprocessing: tuple[Callable[[Any], Any], ...] = ()
+    source: str = ""
+    dropped: tuple[str, ...] = ()
+
+    def __call__(self, inputs: Any) -> Any:
+        """Raw inputs (symbolic tensors) to features, the network as one nested layer."""
+        for step in self.preprocessing:
+            inputs = step(inputs)
+        return self.network(inputs)
+
+    def inputs(self) -> Any:
+        """New symbolic inputs of the shape and dtype that the network takes."""
+        return keras.tree.map_structure(
+            lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
+            self.network.input,
+        )
+
+    @functools.cached_property
+    def model(self) -> keras.Model:
+        """Raw inputs in, features out: preprocessing and network in one ``keras.Model``."""
+        inputs = self.inputs()
+        return keras.Model(inputs, self(inputs), name=f"{self.network.name}_features")
+
+    @property
+    def blocks(self) -> tuple[blocks.Block, ...]:
+        """The network's blocks in depth order, read off its graph."""
+        seen = graph.opened(self.network)
+        return blocks.blocks_of(seen, frozenset())
+
+    @functools.cached_property
+    def taps(self) -> dict[str, keras.KerasTensor]:
+        """The last tensor of each stride, ``{"S4": ..., "S8": ...}``, finest first.
+
+        For ``keras.Model(base.model.inputs, base.taps)``. Empty unless the network takes one
+        image and gives maps.
+        """
+        return _taps(self)
+
+    def copy(self) -> Backbone:
+        """The same backbone with variables and flags of its own."""
+        network = keras.models.clone_model(self.network)
+        network.set_weights(self.network.get_weights())
+        return dataclasses.replace(self, network=network)
+
+    def __repr__(self) -> str:
+        shape = getattr(self.network, "output_shape", None)
+        cut = f", without {', '.join(self.dropped)}" if self.dropped else ""
+        return f"<Backbone {self.source}{cut}: {self.network.input_shape} -> {shape}>"
+
+
+def _taps(backbone: Backbone) -> dict[str, keras.KerasTensor]:
+    model = backbone.model
+    if not graph.is_functional(backbone.network) or len(model.inputs) != 1:
+        return {}
+    axes = slice(2, 4) if keras.config.image_data_format() == "channels_first" else slice(1, 3)
+    if len(model.inputs[0].shape) != 4:
+        return {}
+    shape = list(model.inputs[0].shape)
+    shape[axes] = [n or 512 for n in shape[axes]]  # any size shows the strides
+    sized = keras.Input(batch_shape=shape, dtype=model.inputs[0].dtype)
+    tensors = graph.replay(model, model.inputs[0])
+    shapes = [tuple(t.shape) for t in graph.replay(model, sized)]
+    taps = {}
+    seen = graph.opened(model)
+    for call in blocks.waists(seen):
+        size = shapes[call.outputs[0]][axes]
+        if len(shapes[call.outputs[0]]) != 4 or 0 in size or None in size:
+            continue
+        if isinstance(call.op, keras.layers.ZeroPadding2D):
+            continue  # on its way to the next stride
+        # Unpadded convolutions give 149 or 147 for 299 / 2: the nearest power of two is meant.
+        stride = 2 ** round(math.log2(max(a / b for a, b in zip(shape[axes], size, strict=True))))
+        taps[f"S{stride}"] = tensors[call.outputs[0]]
+    return taps

@@ -1,0 +1,127 @@
+"""Files of weights and of models, told apart before Keras opens them."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+
+from finetune_keras._errors import WeightsError, nearest
+
+__all__ = ["kind", "load_into", "load_model", "looks_like_file"]
+
+_SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def looks_like_file(source: object) -> bool:
+    """Whether a source is meant as a file: a path, by its type or its ending."""
+    if isinstance(source, os.PathLike):
+        return True
+    return isinstance(source, str) and (source.lower().endswith(_SUFFIXES) or os.sep in source)
+
+
+def existing(path: str | os.PathLike) -> Path:
+    """The path, or a :class:`WeightsError` that names what the folder has instead."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise WeightsError(f"{str(path)!r} is a folder; expected a .keras or .h5 file")
+    if not path.parent.is_dir():
+        raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
+    have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+    raise WeightsError(f"no file {str(path)!r}; {nearest(path.name, have)}")
+
+
+def kind(path: Path) -> str:
+    """``"model"`` for a whole model, ``"weights"`` for weights alone.
+
+    Raises:
+        WeightsError: if the file is neither a ``.keras`` archive nor HDF5.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if {"config.json", "model.weights.h5"} <= set(archive.namelist()):
+                return "model"
+    elif h5py.is_hdf5(path):
+        with h5py.File(path, "r") as file:
+            return "model" if "model_config" in file.attrs else "weights"
+    raise WeightsError(
+        f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras (is it whole?)"
+    )
+
+
+def load_model(path: str | os.PathLike) -> keras.Model:
+    """A whole model from a ``.keras`` or ``.h5`` file, not compiled."""
+    path = existing(path)
+    if kind(path) == "weights":
+        raise WeightsError(
+            f"{str(path)!r} holds weights only, not a model: name the architecture they belong "
+            f"to, as in backbone('resnet50', weights={str(path)!r})"
+        )
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as e:  # Keras raises many kinds here; the file and its reason matter
+        raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_first_line(e)}") from e
+
+
+def load_into(model: keras.Model, path: str | os.PathLike, name: str) -> None:
+    """Loads weights into a new model, and makes sure that the file is for it, whole.
+
+    Args:
+        model: its weights are overwritten.
+        path: ``.weights.h5``, ``.h5`` or ``.keras``.
+        name: of the architecture, for messages.
+
+    Raises:
+        WeightsError: if shapes or the number of weights differ.
+    """
+    path = existing(path)
+    kind(path)
+    have, want = _count(path), sum(1 for _ in model.weights)
+    if have is not None and have != want:
+        raise WeightsError(
+            f"{str(path)!r} is for another architecture: it holds {have} weight arrays and "
+            f"{name!r} has {want}{_hint(have, want)}"
+        )
+    try:
+        model.load_weights(path)
+    except Exception as e:
+        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_first_line(e)}") from e
+
+
+def _hint(have: int, want: int) -> str:
+    more = have - want
+    return (
+        " (two more: if it was saved with its classifier, pass include_top=True)"
+        if more == 2
+        else ""
+    )
+
+
+def _count(path: Path) -> int | None:
+    """Number of weight arrays in the file; None if the layout is not known."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            data: object = io.BytesIO(archive.read("model.weights.h5"))
+    else:
+        data = path
+    with h5py.File(data, "r") as file:
+        group = file["model_weights"] if "model_weights" in file else file
+        arrays: list[str] = []
+
+        def note(where, item):
+            if isinstance(item, h5py.Dataset) and not where.startswith(("optimizer", "_optim")):
+                arrays.append(where)
+
+        group.visititems(note)
+        return len(arrays)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

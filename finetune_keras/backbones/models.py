@@ -1,0 +1,95 @@
+"""A model of the user's own as a backbone: its classifier dropped, or cut at a named layer."""
+
+from __future__ import annotations
+
+import keras
+
+from finetune_keras import graph, parts
+from finetune_keras._errors import SelectionError, nearest
+
+__all__ = ["cut", "without_classifier"]
+
+
+def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
+    """The model up to and with the layer ``name``; layers and variables are shared with it.
+
+    Args:
+        model: a functional or sequential model.
+        name: of a layer or operation, also inside a nested model, or a path where the name alone
+            is ambiguous.
+
+    Returns:
+        The shorter model, and the names of the layers that are not in it.
+
+    Raises:
+        SelectionError: if there is no such layer, or the model's graph cannot be read.
+    """
+    _check(model, f"cut_at={name!r}")
+    paths = [path for path in _paths(model)]
+    hits = [p for p in paths if p == name] or [p for p in paths if p.endswith(f"/{name}")]
+    if len(hits) != 1:
+        if hits:
+            raise SelectionError(
+                f"cut_at={name!r} is ambiguous: give one of {', '.join(map(repr, hits))}"
+            )
+        known = dict.fromkeys(p.rsplit("/", 1)[-1] for p in paths)
+        raise SelectionError(
+            f"no layer {name!r} in the model {model.name!r}; {nearest(name, known)}"
+        )
+    return _cut_path(model, hits[0].split("/"))
+
+
+def without_classifier(model: keras.Model) -> tuple[keras.Model, tuple[str, ...]]:
+    """The model without its last classifier and what follows it; as it is, if it has none.
+
+    A head that this library built is dropped whole.
+
+    Returns:
+        The model that gives features, and the names of the layers that are not in it.
+    """
+    if not graph.is_functional(model):
+        return model, ()
+    divided = parts.parts(model)
+    seen = divided.opened
+    if divided.rule.startswith("layers named"):
+        drop = min(divided.head_calls)
+    else:
+        drop = parts.classifier(seen)
+    if drop is None or len(seen.calls[drop].inputs) != 1:
+        return model, ()
+    before = next((c for c in seen.calls if seen.calls[drop].inputs[0] in c.outputs), None)
+    if before is None:
+        return model, ()  # the classifier is all there is
+    short, dropped = _cut_path(model, before.path.split("/"))
+    return short, dropped
+
+
+def _check(model: keras.Model, what: str) -> None:
+    if not graph.is_functional(model):
+        raise SelectionError(
+            f"{what} needs a graph to cut, and {model.name!r} is a subclassed (or unbuilt) model: "
+            "hand in the part you want as a functional model"
+        )
+
+
+def _paths(model: keras.Model, prefix: str = ""):
+    for step in graph.tape(model).steps:
+        yield f"{prefix}{step.op.name}"
+        if graph.is_functional(step.op):
+            yield from _paths(step.op, f"{prefix}{step.op.name}/")
+
+
+def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[str, ...]]:
+    """Cuts at a path; nested models stay nested, the one with the cut in it is shortened."""
+    this = graph.tape(model)
+    step = [s for s in this.steps if s.op.name == path[0]][-1]
+    inner_dropped: tuple[str, ...] = ()
+    if len(path) > 1:
+        inner, inner_dropped = _cut_path(step.op, path[1:])
+        outputs = inner(*step.args, **step.kwargs)
+    else:
+        outputs = step.outputs
+    short = keras.Model(this.inputs, outputs, name=model.name)
+    kept = {id(op) for op in short.operations} | {id(step.op)}
+    dropped = [s.op.name for s in this.steps if id(s.op) not in kept]
+    return short, (*inner_dropped, *dict.fromkeys(dropped))

@@ -1,0 +1,126 @@
+"""A backbone and a head become a compiled ``keras.Model``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from finetune_keras import flags, graph, optimizers, parts, select
+from finetune_keras import backbones as _backbones
+from finetune_keras._errors import HeadError
+from finetune_keras.backbones.base import Backbone
+from finetune_keras.compile import compile as _compile
+from finetune_keras.heads.base import Head
+
+__all__ = ["build"]
+
+
+def build(
+    backbone: Backbone | keras.Model,
+    head: Head,
+    *,
+    freeze: select.Selector | None = None,
+    augment: keras.layers.Layer | Sequence[keras.layers.Layer] | None = None,
+    optimizer: str | keras.optimizers.Optimizer = "adamw",
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Puts a head on a backbone and compiles the model for ``model.fit``.
+
+    The result is a plain functional ``keras.Model``: augmentation, preprocessing, the network as
+    one nested layer, the head. It is saved by ``model.save`` and loaded by Keras alone.
+
+    Args:
+        backbone: from :func:`finetune_keras.backbone`, or a ``keras.Model`` of your own. Its
+            variables and flags are shared by all models built on it; ``backbone.copy()`` gives
+            another.
+        head: such as ``heads.Classification(10)``.
+        freeze: what shall not learn, such as ``select.backbone()``. ``None`` leaves the flags as
+            they are.
+        augment: a Keras layer such as ``keras.layers.RandomFlip()``, or a list of them, for the
+            raw inputs; active in training only.
+        optimizer: a Keras name or an instance.
+        learning_rate: a number or a schedule. By default, for an optimizer given by name, Keras'
+            own default (1e-3 for AdamW) if only the head learns and a hundredth of it if the
+            backbone does; an instance keeps its own.
+        name: of the model.
+
+    Returns:
+        A compiled ``keras.Model``.
+
+    Raises:
+        HeadError: if the head does not fit the features, or there is a head already.
+        ValueError: if nothing would learn. The backbone's flags are then as they were.
+
+    Example:
+
+    >>> import finetune_keras as ftk
+    >>> from finetune_keras import heads, select
+    >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
+    >>> model = ftk.build(base, heads.Classification(10), freeze=select.backbone())
+    >>> model.output_shape, len(model.trainable_variables)
+    ((None, 10), 2)
+    """
+    if isinstance(backbone, str):
+        raise TypeError(
+            f"build takes a backbone; given the name {backbone!r}: write "
+            f"build(backbone({backbone!r}), ...)"
+        )
+    if not isinstance(head, Head):
+        raise TypeError(f"build takes a head such as heads.Classification(10); given {head!r}")
+    backbone = _backbones.backbone(backbone)
+    taken = [x.name for x in _all_layers(backbone.network) if x.name.startswith(parts.HEAD)]
+    if taken:
+        raise HeadError(
+            f"the backbone {backbone.network.name!r} has a layer {taken[0]!r}; names that begin "
+            f"with {parts.HEAD!r} are kept for heads: rename it, or cut before it with "
+            "backbone(..., cut_at=...)"
+        )
+    inputs = backbone.inputs()
+    x = inputs
+    for layer in _augmenters(augment):
+        x = layer(x)
+    outputs = head(backbone(x), origin=backbone.source)
+    model = keras.Model(inputs, outputs, name=name or f"{backbone.network.name}_fine_tuned")
+    before = flags.Snapshot(model)
+    try:
+        if freeze is not None:
+            divided = parts.parts(model)
+            off = {id(u.variable) for u in select.resolve_parts(freeze, divided)}
+            units = divided.opened.units
+            flags.put(model, units, flags.on(units, model) - off)
+        if not model.trainable_variables:
+            raise ValueError(
+                f"nothing would learn: freeze={freeze} covers the whole model, the head too; "
+                "freeze=select.backbone() leaves the head"
+            )
+        _compile(
+            model,
+            optimizer=optimizers.make(optimizer, learning_rate)
+            if isinstance(optimizer, keras.optimizers.Optimizer)
+            else optimizer,
+            learning_rate=learning_rate,
+            loss=head.loss,
+            metrics=head.metrics,
+        )
+    except BaseException:
+        before.restore()
+        raise
+    return model
+
+
+def _augmenters(augment: Any) -> Sequence[keras.layers.Layer]:
+    layers = [] if augment is None else augment
+    layers = layers if isinstance(layers, list | tuple) else [layers]
+    for layer in layers:
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(
+                f"augment takes Keras layers such as keras.layers.RandomFlip(); given {layer!r}"
+            )
+    return layers
+
+
+def _all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for _, layer in graph.opened(model).layers]

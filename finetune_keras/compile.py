@@ -1,0 +1,126 @@
+"""Compiling again without losing anything."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import keras
+
+from finetune_keras import _private, graph, optimizers, parts, record
+
+__all__ = ["compile", "learning", "recompile"]
+
+
+def compile(  # noqa: A001 - Keras' own word for it
+    model: keras.Model,
+    *,
+    optimizer: str | keras.optimizers.Optimizer | None = None,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+    loss: Any = None,
+    metrics: Any = None,
+    loss_weights: Any = None,
+    weighted_metrics: Any = None,
+    run_eagerly: bool | None = None,
+    steps_per_execution: int | None = None,
+    jit_compile: bool | str | None = None,
+) -> keras.Model:
+    """Compiles a model, keeping all that is not given.
+
+    ``model.compile`` starts from nothing: other defaults, an optimizer without its momenta. Here
+    what is ``None`` stays as it was. Without ``optimizer`` the optimizer is rebuilt for what
+    learns now and keeps its state and its step count; the old object is no longer
+    ``model.optimizer``.
+
+    Args:
+        model: a built ``keras.Model``, compiled before or not.
+        optimizer: a Keras name or an instance. An instance that was already used is copied by its
+            config, since Keras ties an optimizer to the variables it first saw.
+        learning_rate: a number or a ``LearningRateSchedule``. For an optimizer given by name the
+            default is Keras' own (1e-3 for Adam) while only a head learns, and a hundredth of it
+            once the backbone does.
+        loss, metrics, loss_weights, weighted_metrics, run_eagerly, steps_per_execution,
+            jit_compile: as in ``keras.Model.compile``.
+
+    Returns:
+        The same model, for chaining.
+
+    Raises:
+        ValueError: if the model was never compiled and no loss is given, or nothing learns.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model = compile(model, loss="mse")
+    >>> model = compile(model, learning_rate=1e-4)     # keeps the loss
+    >>> round(float(model.optimizer.learning_rate), 6)
+    0.0001
+    """
+    given = {
+        "loss": loss,
+        "metrics": metrics,
+        "loss_weights": loss_weights,
+        "weighted_metrics": weighted_metrics,
+        "run_eagerly": run_eagerly,
+        "steps_per_execution": steps_per_execution,
+        "jit_compile": jit_compile,
+    }
+    given = {k: v for k, v in given.items() if v is not None}
+    if loss is None and not model.compiled:
+        raise ValueError(
+            f"the model {model.name!r} was never compiled, so there is no loss to keep: give loss="
+        )
+    if not model.trainable_variables:
+        raise ValueError(
+            f"nothing learns in the model {model.name!r}: thaw something first, for example "
+            "finetune_keras.thaw(model, select.head())"
+        )
+    with scope(model):
+        if optimizer is None and model.compiled:
+            old = model.optimizer
+            new = optimizers.carry(
+                old,
+                model.trainable_variables,
+                model.trainable_variables,
+                learning_rate=learning_rate,
+            ).optimizer
+        else:
+            probe = optimizers.make(optimizer or "adamw")
+            new = optimizers.make(
+                optimizer or "adamw",
+                learning_rate,
+                default=optimizers.open_rate(probe)
+                if backbone_learns(model)
+                else optimizers.default_rate(probe),
+            )
+        recompile(model, new, **given)
+    return model
+
+
+def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given: Any) -> None:
+    """Compiles with ``optimizer`` and what the last compile was given, ``given`` on top."""
+    kept = _private.compile_arguments(model) if model.compiled else {}
+    model.compile(**{**kept, **given, "optimizer": optimizer})
+    if not model.optimizer.built:
+        # Keras would do it in ``fit``; done now, the optimizer cannot be tied to another model.
+        model.optimizer.build(model.trainable_variables)
+    record.refresh(model)
+
+
+def scope(model: keras.Model):
+    """The distribution strategy's scope that new variables of a TensorFlow model belong in."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy.scope() if strategy is not None else contextlib.nullcontext()
+
+
+def learning(model: keras.Model, units: tuple[graph.Unit, ...]) -> frozenset[int]:
+    """``id``s of the variables among ``units`` that a training step changes by a gradient."""
+    on = {id(v) for v in model.trainable_variables}
+    return frozenset(id(u.variable) for u in units if id(u.variable) in on)
+
+
+def backbone_learns(model: keras.Model) -> bool:
+    """Whether any variable outside the head learns."""
+    divided = parts.parts(model)
+    head = {id(u.variable) for u in divided.head_units}
+    return any(i not in head for i in learning(model, divided.opened.units))

@@ -1,0 +1,13 @@
+"""Optimizers across a change of what learns."""
+
+from finetune_keras.optimizers.carry import (
+    Carried,
+    carry,
+    default_rate,
+    innermost,
+    make,
+    open_rate,
+    rate,
+)
+
+__all__ = ["Carried", "carry", "default_rate", "innermost", "make", "open_rate", "rate"]

@@ -1,0 +1,222 @@
+"""A fresh optimizer for a new set of variables, with the state of the old one.
+
+Keras builds an optimizer for one list of variables. When what learns changes, the old one is of
+no use (``Unknown variable``) and a new one forgets everything. :func:`carry` makes the new one
+from the old one's config and copies each slot (momentum, second moment, moving average) to the
+variable it belonged to, by identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+
+from finetune_keras import _private
+from finetune_keras._errors import nearest
+from finetune_keras.optimizers import newcomers
+
+__all__ = ["Carried", "carry", "default_rate", "innermost", "make", "open_rate", "rate"]
+
+Optimizer = keras.optimizers.Optimizer
+_OPEN = 0.01  # an open backbone learns at a hundredth of the rate of a new head
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What became of an optimizer.
+
+    Attributes:
+        optimizer: the new one, built on the new variables.
+        restarted: true if its slots could not be matched and start at zero (Adafactor, or flags
+            that were changed by hand since the last compile).
+    """
+
+    optimizer: Optimizer
+    restarted: bool
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside wrappers such as ``LossScaleOptimizer``."""
+    while isinstance(getattr(optimizer, "inner_optimizer", None), Optimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
+
+
+def default_rate(optimizer: Optimizer) -> float:
+    """The rate for a new head: the default of the optimizer's own class in Keras."""
+    signature = inspect.signature(type(innermost(optimizer)).__init__)
+    rate_ = signature.parameters.get("learning_rate")
+    return rate_.default if rate_ is not None and isinstance(rate_.default, float) else 1e-3
+
+
+def open_rate(optimizer: Optimizer) -> float:
+    """The rate for pretrained layers that learn: a hundredth of :func:`default_rate`, which is
+    1e-5 for Adam."""
+    return _OPEN * default_rate(optimizer)
+
+
+def rate(optimizer: Optimizer) -> float:
+    """The learning rate now in force, of a schedule too."""
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | None = None):
+    """An optimizer from a name or an instance, with a rate.
+
+    Args:
+        optimizer: a Keras name such as ``"adamw"``, or an instance. An instance that was built
+            for other variables is copied by its config, since Keras would refuse it.
+        learning_rate: a number or a ``LearningRateSchedule``; ``None`` leaves an instance's own.
+        default: the rate for an optimizer given by name when ``learning_rate`` is ``None``.
+    """
+    if isinstance(optimizer, Optimizer):
+        if optimizer.built or learning_rate is not None:
+            optimizer = _from_config(optimizer, learning_rate)
+        return optimizer
+    made = _named(optimizer)
+    wanted = default if learning_rate is None else learning_rate
+    return made if wanted is None else _from_config(made, wanted)
+
+
+def _named(name) -> Optimizer:
+    if not isinstance(name, str):
+        raise TypeError(
+            f"optimizer= takes a name such as 'adamw' or a keras.optimizers.Optimizer; given {name!r}"
+        )
+    names = {
+        n.lower(): n
+        for n, cls in vars(keras.optimizers).items()
+        if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+    }
+    if name.lower() not in names:
+        raise ValueError(f"unknown optimizer {name!r}; {nearest(name.lower(), names)}")
+    return getattr(keras.optimizers, names[name.lower()])()
+
+
+def _from_config(optimizer: Optimizer, learning_rate=None) -> Optimizer:
+    """A fresh optimizer with the same settings, and another rate where one is given."""
+    config = optimizer.get_config()
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if isinstance(inner, Optimizer):
+        config["inner_optimizer"] = keras.saving.serialize_keras_object(
+            _from_config(inner, learning_rate)
+        )
+    elif learning_rate is not None:
+        if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            config["learning_rate"] = learning_rate
+        else:
+            config["learning_rate"] = float(learning_rate)
+    return type(optimizer).from_config(config)
+
+
+def carry(
+    old: Optimizer,
+    old_variables: list[keras.Variable],
+    new_variables: list[keras.Variable],
+    *,
+    learning_rate=None,
+) -> Carried:
+    """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
+
+    Variables that ``old`` did not know get slots of their own at zero; with Adam, AdamW and Nadam
+    their first steps are corrected for that (:mod:`finetune_keras.optimizers.newcomers`).
+
+    Args:
+        old: a Keras optimizer, built or not. It is not changed, and not used any more.
+        old_variables: the variables it was built on, in that order.
+        new_variables: the variables that learn from now on.
+        learning_rate: a number or schedule; ``None`` keeps the rate in force.
+    """
+    new = _from_config(old, learning_rate)
+    excluded = _private.decay_exclusions(innermost(old), new_variables)
+    if excluded:
+        innermost(new).exclude_from_weight_decay(var_list=excluded)
+    slots, rest = _build(new, new_variables)
+    if not old.built:
+        return Carried(new, restarted=False)
+    known = _slots_of(old, old_variables)
+    restarted = known is None
+    if known is None:
+        # The step count and other scalars come first and are safe to keep.
+        old_rest = [v for v in old.variables if not v.shape]
+        rest = [v for v in rest if not v.shape][: len(old_rest)]
+        pairs = list(zip(old_rest, rest, strict=False))
+    else:
+        old_slots, old_rest = known
+        pairs = [(old_slots[key], slot) for key, slot in slots.items() if key in old_slots]
+        pairs += zip(old_rest, rest, strict=True)
+    wanted = rate(new) if _has_plain_rate(new) else None
+    for source, target in pairs:
+        # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
+        target.assign(np.array(keras.ops.convert_to_numpy(source)))
+    if wanted is not None and learning_rate is not None:
+        new.learning_rate = wanted
+    if not restarted:
+        newcomers.attach(innermost(new), _newcomers(old, old_variables, new_variables))
+    return Carried(new, restarted)
+
+
+def _has_plain_rate(optimizer: Optimizer) -> bool:
+    return not isinstance(innermost(optimizer).get_config().get("learning_rate"), dict)
+
+
+def _newcomers(old: Optimizer, old_variables: list, new_variables: list) -> list[newcomers.Group]:
+    """The variables without history, now and from earlier changes, by their first step."""
+    step = int(keras.ops.convert_to_numpy(innermost(old).iterations))
+    known = {id(v) for v in old_variables}
+    still = {id(v) for v in new_variables}
+    groups = [
+        newcomers.Group(g.since, tuple(v for v in g.variables if id(v) in still))
+        for g in newcomers.groups(innermost(old))
+    ]
+    groups.append(newcomers.Group(step, tuple(v for v in new_variables if id(v) not in known)))
+    return [g for g in groups if g.variables]
+
+
+def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
+    """Builds an optimizer and notes which slot it makes for which variable.
+
+    Returns:
+        ``({(id(variable), slot name): slot}, [every other variable of the optimizer])``.
+    """
+    inner = innermost(optimizer)
+    plain = inner.add_variable_from_reference
+    slots: dict[tuple[int, str], keras.Variable] = {}
+
+    def noted(reference_variable, name=None, initializer="zeros"):
+        if tiny:  # only the order matters: no second copy of a large model's slots
+            slot = inner.add_variable(shape=(), name=name)
+        else:
+            slot = plain(reference_variable, name=name, initializer=initializer)
+        slots[id(reference_variable), name] = slot
+        return slot
+
+    inner.add_variable_from_reference = noted
+    try:
+        optimizer.build(variables)
+    finally:
+        del inner.add_variable_from_reference
+    mine = {id(s) for s in slots.values()}
+    return slots, [v for v in optimizer.variables if id(v) not in mine]
+
+
+def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
+    """Like :func:`_build` for an optimizer that exists, or None if its slots cannot be told.
+
+    A twin is built on the same variables; it makes its own in the same order.
+    """
+    variables = list(variables)
+    twin = _from_config(old)
+    twin_slots, twin_rest = _build(twin, variables, tiny=True)
+    if len(twin.variables) != len(old.variables) or not all(v.shape == () for v in twin_rest):
+        return None
+    by_twin = {id(t): o for t, o in zip(twin.variables, old.variables, strict=True)}
+    slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items()}
+    shapes = {id(v): tuple(v.shape) for v in variables}
+    if any(tuple(slot.shape) != shapes[key[0]] for key, slot in slots.items()):
+        return None
+    return slots, [by_twin[id(t)] for t in twin_rest]

@@ -1,0 +1,135 @@
+"""What travels in the file of a model: class names, kind of labels, origin, flags.
+
+Keras keeps neither of them: attributes, extra config keys and extra members of the archive are
+lost or refused on load. A layer's *name* survives load, save, clone and nesting, so a model built
+here has, before its last dense layer, an ``Identity`` whose name is a record: JSON, deflated, in
+base 32. Plain Keras carries it along without knowing.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import zlib
+
+import keras
+
+from finetune_keras import flags, graph, parts
+from finetune_keras.optimizers import innermost, newcomers
+
+__all__ = ["Record", "layer", "read", "refresh"]
+
+_PREFIX = f"{parts.HEAD}record_"
+_LIMIT = 4 << 20  # bytes of JSON; a file cannot make us inflate more
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a built model knows about itself.
+
+    Attributes:
+        origin: where the backbone came from, such as ``"resnet50, weights='imagenet'"``.
+        labels: what the head takes as labels, in words.
+        class_names: names of the classes in the order of the labels; empty if none were given.
+        frozen: paths of frozen variables that Keras' own file would bring back learning: single
+            variables of a layer, and layers inside a layer.
+        newcomers: for each later thaw the optimizer's step at that time and the paths of the
+            variables that joined.
+    """
+
+    origin: str = ""
+    labels: str = ""
+    class_names: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    newcomers: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+
+def _encode(record: Record) -> str:
+    text = json.dumps(dataclasses.asdict(record), separators=(",", ":"), ensure_ascii=False)
+    packed = base64.b32encode(zlib.compress(text.encode(), 9)).decode()
+    return _PREFIX + packed.rstrip("=")
+
+
+def _decode(name: str) -> Record | None:
+    packed = name[len(_PREFIX) :]
+    try:
+        data = base64.b32decode(packed + "=" * (-len(packed) % 8))
+        text = zlib.decompressobj().decompress(data, _LIMIT)
+        fields = json.loads(text)
+        return Record(
+            origin=str(fields["origin"]),
+            labels=str(fields["labels"]),
+            class_names=tuple(map(str, fields["class_names"])),
+            frozen=tuple(map(str, fields["frozen"])),
+            newcomers=tuple((int(n), tuple(map(str, p))) for n, p in fields["newcomers"]),
+        )
+    except (ValueError, KeyError, TypeError, zlib.error):
+        return None  # not one of ours, or of a version that this one cannot read
+
+
+def layer(record: Record) -> keras.layers.Layer:
+    """The layer that carries a record; it returns its input."""
+    return keras.layers.Identity(name=_encode(record))
+
+
+def _carrier(model: keras.Model) -> keras.layers.Layer | None:
+    return next((x for x in model.layers if x.name.startswith(_PREFIX)), None)
+
+
+def read(model: keras.Model) -> Record | None:
+    """The record of a model built by this library, also after plain Keras loaded or cloned it.
+
+    Returns:
+        The record, or ``None`` for a model that has none.
+
+    Example:
+
+    >>> read(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])) is None
+    True
+    """
+    found = _carrier(model)
+    return None if found is None else _decode(found.name)
+
+
+def refresh(model: keras.Model) -> None:
+    """Writes the flags and newcomers as they are now into the model's record, if it has one."""
+    found = _carrier(model)
+    old = None if found is None else _decode(found.name)
+    if old is None:
+        return
+    units = graph.opened(model).units
+    paths = {id(u.variable): u.path for u in units}
+    joined = ()
+    if model.compiled and model.optimizer is not None:
+        joined = tuple(
+            (g.since, tuple(paths[id(v)] for v in g.variables if id(v) in paths))
+            for g in newcomers.groups(innermost(model.optimizer))
+        )
+    new = dataclasses.replace(old, frozen=_not_in_file(model, units), newcomers=joined)
+    if new != old:
+        found.name = _encode(new)
+
+
+def _not_in_file(model: keras.Model, units) -> tuple[str, ...]:
+    """Paths of what is off but would come back on from Keras' config, which has one flag for
+    each layer of a functional or sequential model and none for what such a layer holds."""
+    kept = _flagged_in_config(model)
+    return tuple(
+        u.path
+        for u in flags.switches(units)
+        if not flags.is_on(u, model) and not (id(u.layer) in kept and not u.layer.trainable)
+    )
+
+
+def _flagged_in_config(model: keras.Model) -> set[int]:
+    kept: set[int] = set()
+    # A subclass with a constructor of its own is rebuilt from that constructor's arguments.
+    if type(model) is keras.Sequential or _is_plain(model):
+        for x in model.layers:
+            kept |= _flagged_in_config(x) if isinstance(x, keras.Model) else {id(x)}
+    return kept
+
+
+def _is_plain(model: keras.Model) -> bool:
+    return isinstance(model, keras.Function) and type(model).__module__.startswith("keras.src.")
