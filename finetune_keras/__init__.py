@@ -18,7 +18,6 @@ from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
 
-
 __all__ = [
     "Backbone",
     "Change",

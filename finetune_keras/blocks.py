@@ -140,5 +140,6 @@ _NORM = re.compile(r"norm(alization)?(v2)?$", re.IGNORECASE)
 
 def is_norm(layer: keras.layers.Layer) -> bool:
     """Whether a layer normalises: its class, or one it derives from, is named ``...Norm`` or
-    ``...Normalization``, as all of Keras' and KerasHub's are."""
+    ``...Normalization``, as all of Keras' and KerasHub's are.
+    """
     return any(_NORM.search(cls.__name__) for cls in type(layer).__mro__)

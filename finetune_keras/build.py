@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from finetune_keras import flags, graph, optimizers, parts, select
 from finetune_keras import backbones as _backbones
+from finetune_keras import flags, graph, optimizers, parts, select
 from finetune_keras._errors import HeadError
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.compile import compile as _compile

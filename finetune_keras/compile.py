@@ -39,8 +39,13 @@ def compile(  # noqa: A001 - Keras' own word for it
         learning_rate: a number or a ``LearningRateSchedule``. For an optimizer given by name the
             default is Keras' own (1e-3 for Adam) while only a head learns, and a hundredth of it
             once the backbone does.
-        loss, metrics, loss_weights, weighted_metrics, run_eagerly, steps_per_execution,
-            jit_compile: as in ``keras.Model.compile``.
+        loss: as in ``keras.Model.compile``, like all that follow.
+        metrics: a list of metrics.
+        loss_weights: one weight an output.
+        weighted_metrics: metrics that respect ``sample_weight``.
+        run_eagerly: whether to run without compiled functions, to debug.
+        steps_per_execution: batches for each call of the compiled function.
+        jit_compile: whether to use XLA, or ``"auto"``.
 
     Returns:
         The same model, for chaining.

@@ -8,7 +8,6 @@ import os
 import zipfile
 from pathlib import Path
 
-import h5py
 import keras
 
 from finetune_keras import flags, graph, record
@@ -79,7 +78,10 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
 
 def _compile_as_saved(model: keras.Model, path: Path, custom_objects: dict | None) -> None:
     """What ``load_model`` does with ``compile=True``, after the flags are right: an optimizer
-    built before would not match the state in the file."""
+    built before would not match the state in the file.
+    """
+    import h5py  # comes with Keras
+
     with zipfile.ZipFile(path) as archive:
         config = json.loads(archive.read("config.json")).get("compile_config")
         if not config:

@@ -113,7 +113,8 @@ def refresh(model: keras.Model) -> None:
 
 def _not_in_file(model: keras.Model, units) -> tuple[str, ...]:
     """Paths of what is off but would come back on from Keras' config, which has one flag for
-    each layer of a functional or sequential model and none for what such a layer holds."""
+    each layer of a functional or sequential model and none for what such a layer holds.
+    """
     kept = _flagged_in_config(model)
     return tuple(
         u.path

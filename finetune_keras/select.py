@@ -149,7 +149,8 @@ def nothing() -> Selector:
 
 def head() -> Selector:
     """The head: the layers named ``ftk_head_*``, or in a model that was not built here what
-    :func:`finetune_keras.describe` shows as its head."""
+    :func:`finetune_keras.describe` shows as its head.
+    """
 
     def choose(p: parts.Parts) -> _Ids:
         if not p.head_calls:
@@ -185,7 +186,8 @@ def first(n: int) -> Selector:
 
 def last(n: int) -> Selector:
     """The last ``n`` layers as Keras counts them, those of the head included; ``last(0)`` is
-    empty."""
+    empty.
+    """
     _count("last", n)
 
     def choose(p: parts.Parts) -> _Ids:

@@ -22,7 +22,7 @@ def backbone(
     weights: str | os.PathLike | None = "auto",
     input_shape: tuple[int | None, ...] | None = None,
     cut_at: str | None = None,
-    preprocessing: Any = "auto",  # noqa: A002
+    preprocessing: Any = "auto",
     **options: Any,
 ) -> Backbone:
     """A pretrained network that takes raw inputs and gives features.

@@ -7,7 +7,6 @@ import os
 import zipfile
 from pathlib import Path
 
-import h5py
 import keras
 
 from finetune_keras._errors import WeightsError, nearest
@@ -47,8 +46,8 @@ def kind(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             if {"config.json", "model.weights.h5"} <= set(archive.namelist()):
                 return "model"
-    elif h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
+    elif _h5py().is_hdf5(path):
+        with _h5py().File(path, "r") as file:
             return "model" if "model_config" in file.attrs else "weights"
     raise WeightsError(
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras (is it whole?)"
@@ -110,8 +109,9 @@ def _count(path: Path) -> int | None:
             data: object = io.BytesIO(archive.read("model.weights.h5"))
     else:
         data = path
+    h5py = _h5py()
     with h5py.File(data, "r") as file:
-        group = file["model_weights"] if "model_weights" in file else file
+        group = file.get("model_weights", file)
         arrays: list[str] = []
 
         def note(where, item):
@@ -120,6 +120,12 @@ def _count(path: Path) -> int | None:
 
         group.visititems(note)
         return len(arrays)
+
+
+def _h5py():
+    import h5py  # comes with Keras; read here alone
+
+    return h5py
 
 
 def _first_line(error: BaseException) -> str:

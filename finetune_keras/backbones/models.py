@@ -25,7 +25,7 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
         SelectionError: if there is no such layer, or the model's graph cannot be read.
     """
     _check(model, f"cut_at={name!r}")
-    paths = [path for path in _paths(model)]
+    paths = list(_paths(model))
     hits = [p for p in paths if p == name] or [p for p in paths if p.endswith(f"/{name}")]
     if len(hits) != 1:
         if hits:

@@ -56,7 +56,7 @@ def name(part: str) -> str:
 
 
 def check_features(features: Any, head: Head) -> None:
-    """Raises :class:`HeadError` unless ``features`` is one floating-point tensor of known width."""
+    """Raises :class:`HeadError` unless ``features`` is one floating-point tensor."""
     kind = type(head).__name__
     if isinstance(features, dict):
         raise HeadError(
@@ -76,7 +76,7 @@ def check_features(features: Any, head: Head) -> None:
         )
     if "float" not in keras.backend.standardize_dtype(features.dtype):
         raise HeadError(
-            f"{kind} takes floating-point features; given {features.dtype} of shape {features.shape}"
+            f"{kind} takes floating-point features; given {features.dtype}, shape {features.shape}"
         )
     if len(features.shape) < 2:
         raise HeadError(

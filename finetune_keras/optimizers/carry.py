@@ -55,7 +55,8 @@ def default_rate(optimizer: Optimizer) -> float:
 
 def open_rate(optimizer: Optimizer) -> float:
     """The rate for pretrained layers that learn: a hundredth of :func:`default_rate`, which is
-    1e-5 for Adam."""
+    1e-5 for Adam.
+    """
     return _OPEN * default_rate(optimizer)
 
 
@@ -85,7 +86,8 @@ def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | Non
 def _named(name) -> Optimizer:
     if not isinstance(name, str):
         raise TypeError(
-            f"optimizer= takes a name such as 'adamw' or a keras.optimizers.Optimizer; given {name!r}"
+            "optimizer= takes a name such as 'adamw' or a keras.optimizers.Optimizer; "
+            f"given {name!r}"
         )
     names = {
         n.lower(): n
@@ -142,8 +144,8 @@ def carry(
     restarted = known is None
     if known is None:
         # The step count and other scalars come first and are safe to keep.
-        old_rest = [v for v in old.variables if not v.shape]
-        rest = [v for v in rest if not v.shape][: len(old_rest)]
+        old_rest = [v for v in old.variables if len(v.shape) == 0]
+        rest = [v for v in rest if len(v.shape) == 0]
         pairs = list(zip(old_rest, rest, strict=False))
     else:
         old_slots, old_rest = known

@@ -5,10 +5,16 @@ section 3, arXiv:1412.6980). A variable thawed after many steps also starts at z
 optimizer's ``t`` is large and corrects nothing: its steps begin at 1.4 to 3 times the learning
 rate. Here each newcomer's step is scaled by the ratio of the two corrections,
 
-.. math:: f = \frac{\sqrt{1-\beta_2^{t'}}\,/\,(1-\beta_1^{t'})}{\sqrt{1-\beta_2^t}\,/\,(1-\beta_1^t)}
+.. math::
+
+    f = \frac{\sqrt{1-\beta_2^{t'}}\,/\,(1-\beta_1^{t'})}
+             {\sqrt{1-\beta_2^{t}}\,/\,(1-\beta_1^{t})}
 
 where :math:`t'` counts from the thaw, so that it moves as if its own training had just begun.
-The factor tends to 1 within about :math:`1/(1-\beta_2)` steps.
+The factor tends to 1 within about :math:`1/(1-\beta_2)` steps. For the first ten steps no
+element moves by more than the learning rate, whatever the gradients do (Nadam's step follows the
+latest gradient and would overshoot where gradients grow); after that the limit rises with the
+step and soon binds nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ class Group:
     since: int
     variables: tuple[keras.Variable, ...]
 
+
+_HELD = 10.0  # steps for which no element moves by more than the learning rate
 
 _groups: weakref.WeakKeyDictionary[keras.optimizers.Optimizer, list[Group]] = (
     weakref.WeakKeyDictionary()
@@ -57,13 +65,18 @@ def attach(inner: keras.optimizers.Optimizer, joined: list[Group]) -> None:
 
     def apply(grads, trainable_variables=None):
         step = ops.cast(inner.iterations, "float32") + 1.0
+        rate = ops.copy(inner.learning_rate)
         before = [[ops.copy(v) for v in g.variables] for g in joined]
         plain(grads, trainable_variables)
         for group, olds in zip(joined, before, strict=True):
-            excess = 1.0 - correction(step - float(group.since), step)
+            own = step - float(group.since)
+            excess = 1.0 - correction(own, step)
+            limit = ops.cast(rate, "float32") * ops.maximum(1.0, own / _HELD)
             for v, old in zip(group.variables, olds, strict=True):
                 new = ops.convert_to_tensor(v)
                 new = new - ops.cast(excess, new.dtype) * (new - old)
+                most = ops.cast(limit, new.dtype)
+                new = ops.clip(new, old - most, old + most)
                 v.assign(new if v.constraint is None else v.constraint(new))
 
     inner.apply = apply
@@ -86,9 +99,9 @@ def _correction(optimizer):
 
 
 def _nadam(b1: float, second):
-    """Nadam's step under a constant gradient, normalised to one learning rate (Dozat 2016).
+    r"""Nadam's step under a constant gradient, normalised to one learning rate (Dozat 2016).
 
-    Its momentum schedule :math:`u_t = \\beta_1 (1 - 0.96^t / 2)` and the product of all
+    Its momentum schedule :math:`u_t = \beta_1 (1 - 0.96^t / 2)` and the product of all
     :math:`u` so far are shared by all variables; only the moments are the newcomer's own.
     """
     # The product vanishes long before the table ends: 0.9 ** 512 is 4e-24.
