@@ -68,10 +68,14 @@ def blocks(model: keras.Model) -> tuple[Block, ...]:
 def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
     """The blocks of an opened graph; ``head`` holds the indices of calls to leave out."""
     chunks: list[list[int]] = []
+    sources = _sources(seen)
     for chunk in _cut(seen, head):
         kind = _kind(seen, chunk)
         # What has no weights, and a normalisation alone, is part of what it follows.
-        if chunks and (kind != "weights" or _kind(seen, chunks[-1]) != "weights"):
+        joins = chunks and (kind != "weights" or _kind(seen, chunks[-1]) != "weights")
+        # Token, position and segment embeddings stand side by side: none is deeper.
+        beside = chunks and sources.intersection(chunk) and sources.intersection(chunks[-1])
+        if joins or beside:
             chunks[-1] += chunk
         else:
             chunks.append(chunk)
@@ -90,6 +94,19 @@ def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
         name = (named[-1] if named else last).path.rsplit("/", 1)[-1]
         result.append(Block(index, name, tuple(chunk), tuple(units), last.outputs[-1]))
     return tuple(result)
+
+
+def _sources(seen: graph.Opened) -> set[int]:
+    """Indices of calls that have weights and read no tensor that depends on any."""
+    weighted: set[int] = set()
+    sources = set()
+    for i, call in enumerate(seen.calls):
+        if weighted.intersection(call.inputs):
+            weighted.update(call.outputs)
+        elif call.units:
+            weighted.update(call.outputs)
+            sources.add(i)
+    return sources
 
 
 def waists(seen: graph.Opened) -> list[graph.Call]:

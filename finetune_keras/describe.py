@@ -118,8 +118,8 @@ class Description:
                 for i, (c, w) in enumerate(zip(cells, widths, strict=True))
             ).rstrip()
 
-        rule = "-" * len(line(table[0]))
         body = [line(r) for r in table]
+        rule = "-" * max(map(len, body))
         return "\n".join(
             [self.model, rule, body[0], rule, *body[1:-1], rule, body[-1], "", *self._lines()]
         )
@@ -154,14 +154,21 @@ def describe(model: keras.Model) -> Description:
     >>> model = keras.Sequential([
     ...     keras.Input((8, 8, 3)),
     ...     keras.layers.Conv2D(4, 3, name="a"),
-    ...     keras.layers.GlobalAveragePooling2D(),
+    ...     keras.layers.GlobalAveragePooling2D(name="pool"),
     ...     keras.layers.Dense(2, name="b"),
     ... ], name="small")
     >>> print(describe(model))
     small
-    -------------------------------------------------------
+    ---------------------------------------------------------
           block  layers  parameters  learning  state     rate
-    -------------------------------------------------------
+    ---------------------------------------------------------
+    0     pool        1         112       112  learning
+    head  b           1          10        10  learning
+    ---------------------------------------------------------
+          total       2         122       122
+    <BLANKLINE>
+    not compiled
+    head: what follows 'pool'
     """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""

@@ -157,11 +157,19 @@ def tape(model: keras.Model) -> Tape:
 
     # Around a compiled model Keras compiles the clone too, which would cost the optimizer's
     # memory and fail on a loss that does not serialise; a bare model on the same tensors does not.
-    bare = keras.Model(model.input, model.output)
+    bare = keras.Model(*_ends(model))
     clone = keras.models.clone_model(bare, clone_function=lambda op: op, call_function=record)
     result = Tape(clone.input, tuple(steps), clone.output)
     _tapes[model] = (key, result)
     return result
+
+
+def _ends(model: keras.Model) -> tuple[Any, Any]:
+    """Symbolic inputs and outputs, as one tensor or in their structure."""
+    if isinstance(model, keras.Sequential):
+        # Its ``output`` is that of its first call inside another model, if there was one.
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
 
 
 def opened(model: keras.Model) -> Opened:

@@ -124,6 +124,9 @@ def classifier(seen: graph.Opened) -> int | None:
     if not weighted:
         return None
     last = weighted[-1]
+    made = {t for c in seen.calls[last:] for t in c.outputs}
+    if any(t not in made for c in seen.calls[last + 1 :] for t in c.inputs):
+        return None  # something runs beside it, a residual for one
     op = seen.calls[last].op
     later = [_activation(c.op) for c in seen.calls[last + 1 :]]
     squashed = any(a in _SQUASHING for a in later)

@@ -72,7 +72,7 @@ class Selector:
 
     def __invert__(self) -> Selector:
         return Selector(
-            f"~{_grouped(self, '&')}",
+            f"~{_grouped(self, '|&')}",
             lambda p: _all(p) - self._choose(p),
             may_be_empty=self._text == "select.everything()",
         )
@@ -89,9 +89,11 @@ def _check(other: object) -> None:
         )
 
 
-def _grouped(selector: Selector, operators: str = "") -> str:
+def _grouped(selector: Selector, operators: str = "|") -> str:
+    """The text of an operand, in brackets where an operator that binds less stands outside any."""
     text = str(selector)
-    return f"({text})" if any(f" {op} " in text for op in "|" + operators) else text
+    outside = re.sub(r"\([^()]*(\([^()]*\)[^()]*)*\)", "", text)
+    return f"({text})" if any(f" {op} " in outside for op in operators) else text
 
 
 def resolve(selector: Selector, model: keras.Model) -> tuple[graph.Unit, ...]:
@@ -108,7 +110,7 @@ def resolve(selector: Selector, model: keras.Model) -> tuple[graph.Unit, ...]:
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
-    >>> [unit.path for unit in resolve(select.biases(), model)]
+    >>> [unit.path for unit in resolve(biases(), model)]
     ['d/bias']
     """
     return resolve_parts(selector, parts.parts(model))

@@ -79,6 +79,9 @@ class Backbone:
         """The same backbone with variables and flags of its own."""
         network = keras.models.clone_model(self.network)
         network.set_weights(self.network.get_weights())
+        for _, layer in graph.opened(network).layers:
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # it computes from a copy of its weights
         return dataclasses.replace(self, network=network)
 
     def __repr__(self) -> str:
@@ -91,23 +94,36 @@ def _taps(backbone: Backbone) -> dict[str, keras.KerasTensor]:
     model = backbone.model
     if not graph.is_functional(backbone.network) or len(model.inputs) != 1:
         return {}
-    axes = slice(2, 4) if keras.config.image_data_format() == "channels_first" else slice(1, 3)
     if len(model.inputs[0].shape) != 4:
         return {}
-    shape = list(model.inputs[0].shape)
-    shape[axes] = [n or 512 for n in shape[axes]]  # any size shows the strides
-    sized = keras.Input(batch_shape=shape, dtype=model.inputs[0].dtype)
+    image, shapes = _shapes(model)
+    if not image:
+        return {}
     tensors = graph.replay(model, model.inputs[0])
-    shapes = [tuple(t.shape) for t in graph.replay(model, sized)]
     taps = {}
-    seen = graph.opened(model)
-    for call in blocks.waists(seen):
-        size = shapes[call.outputs[0]][axes]
-        if len(shapes[call.outputs[0]]) != 4 or 0 in size or None in size:
-            continue
-        if isinstance(call.op, keras.layers.ZeroPadding2D):
-            continue  # on its way to the next stride
+    for call in blocks.waists(graph.opened(model)):
+        size = shapes[call.outputs[0]]
+        if len(size) != 2 or isinstance(call.op, keras.layers.ZeroPadding2D):
+            continue  # a padded map is on its way to the next stride
         # Unpadded convolutions give 149 or 147 for 299 / 2: the nearest power of two is meant.
-        stride = 2 ** round(math.log2(max(a / b for a, b in zip(shape[axes], size, strict=True))))
+        stride = 2 ** round(math.log2(max(a / b for a, b in zip(image, size, strict=True))))
         taps[f"S{stride}"] = tensors[call.outputs[0]]
     return taps
+
+
+def _shapes(model: keras.Model) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Height and width of a large image and of each tensor that it becomes; ``()`` for tensors
+    that are no maps."""
+    axes = slice(2, 4) if keras.config.image_data_format() == "channels_first" else slice(1, 3)
+    own = model.inputs[0]
+    large = list(own.shape)
+    large[axes] = [512, 512]  # on small images unpadded convolutions blur the ratios
+    try:
+        tensors = graph.replay(model, keras.Input(batch_shape=large, dtype=own.dtype))
+    except ValueError:
+        if None in own.shape[1:]:
+            return (), []
+        large = list(own.shape)  # a layer in it wants the one size
+        tensors = graph.replay(model, own)
+    sizes = [tuple(t.shape)[axes] if len(t.shape) == 4 else () for t in tensors]
+    return tuple(large[axes]), [s if all(s) else () for s in sizes]

@@ -1,6 +1,6 @@
 """Optimizers across a change of what learns."""
 
-from finetune_keras.optimizers.carry import (
+from finetune_keras.optimizers.state import (
     Carried,
     carry,
     default_rate,

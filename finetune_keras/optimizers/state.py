@@ -151,19 +151,12 @@ def carry(
         old_slots, old_rest = known
         pairs = [(old_slots[key], slot) for key, slot in slots.items() if key in old_slots]
         pairs += zip(old_rest, rest, strict=True)
-    wanted = rate(new) if _has_plain_rate(new) else None
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
-    if wanted is not None and learning_rate is not None:
-        new.learning_rate = wanted
     if not restarted:
         newcomers.attach(innermost(new), _newcomers(old, old_variables, new_variables))
     return Carried(new, restarted)
-
-
-def _has_plain_rate(optimizer: Optimizer) -> bool:
-    return not isinstance(innermost(optimizer).get_config().get("learning_rate"), dict)
 
 
 def _newcomers(old: Optimizer, old_variables: list, new_variables: list) -> list[newcomers.Group]:
@@ -203,7 +196,9 @@ def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
     finally:
         del inner.add_variable_from_reference
     mine = {id(s) for s in slots.values()}
-    return slots, [v for v in optimizer.variables if id(v) not in mine]
+    # The rate is part of the config, and no variable at all where there is a schedule.
+    rest = [v for v in optimizer.variables if id(v) not in mine and v.name != "learning_rate"]
+    return slots, rest
 
 
 def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):

@@ -1,0 +1,99 @@
+"""Small seeded models and data that the tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+layers = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    keras.utils.set_random_seed(7)
+    keras.config.disable_traceback_filtering()
+
+
+def residual(name: str = "residual", *, width: int = 8, size: int = 16) -> keras.Model:
+    """A stem, two residual blocks (the second strided) and batch normalisation throughout."""
+    x = inputs = keras.Input((size, size, 3))
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, name="stem_conv")(x)
+    x = layers.BatchNormalization(name="stem_bn")(x)
+    x = layers.ReLU(name="stem_relu")(x)
+    for i, stride in enumerate((1, 2), 1):
+        short = x
+        if stride > 1:
+            short = layers.Conv2D(width, 1, strides=stride, name=f"block{i}_short")(x)
+        y = layers.Conv2D(width, 3, strides=stride, padding="same", name=f"block{i}_conv1")(x)
+        y = layers.BatchNormalization(name=f"block{i}_bn")(y)
+        y = layers.ReLU(name=f"block{i}_relu")(y)
+        y = layers.Conv2D(width, 3, padding="same", name=f"block{i}_conv2")(y)
+        x = layers.Add(name=f"block{i}_add")([short, y])
+        x = layers.ReLU(name=f"block{i}_out")(x)
+    return keras.Model(inputs, x, name=name)
+
+
+def classifier(name: str = "own") -> keras.Model:
+    """A user's own model: a nested network, pooling, and a dense classifier."""
+    inputs = keras.Input((16, 16, 3))
+    x = residual("inner")(inputs)
+    x = layers.GlobalAveragePooling2D(name="pooled")(x)
+    x = layers.Dropout(0.1, name="dropped")(x)
+    return keras.Model(inputs, layers.Dense(3, activation="softmax", name="classes")(x), name=name)
+
+
+def chain(name: str = "chain") -> keras.Sequential:
+    """A sequential classifier of dense layers."""
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, activation="tanh", name="a"),
+            layers.Dense(8, activation="tanh", name="b"),
+            layers.Dense(3, name="c"),
+        ],
+        name=name,
+    )
+
+
+def images(n: int = 12, size: int = 16, classes: int = 3):
+    """Images from 0 to 255 whose mean colour depends on the class."""
+    rng = np.random.default_rng(3)
+    y = np.arange(n) % classes
+    x = rng.normal(90.0, 30.0, (n, size, size, 3)) + 40.0 * y[:, None, None, None]
+    return np.clip(x, 0, 255).astype("float32"), y.astype("int32")
+
+
+def vectors(n: int = 32):
+    """Inputs and targets for :func:`chain`."""
+    rng = np.random.default_rng(4)
+    return rng.normal(size=(n, 6)).astype("float32"), rng.normal(size=(n, 3)).astype("float32")
+
+
+def value(variable) -> np.ndarray:
+    """A copy of a variable's value."""
+    return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def snapshot(model: keras.Model) -> dict[str, np.ndarray]:
+    """Every weight of a model by its unique path."""
+    from finetune_keras import graph
+
+    return {u.path: value(u.variable) for u in graph.opened(model).units}
+
+
+def moved(before: dict[str, np.ndarray], model: keras.Model) -> set[str]:
+    """Paths of the weights that differ from a snapshot."""
+    after = snapshot(model)
+    return {path for path in before if not np.array_equal(before[path], after[path])}
+
+
+def learners(model: keras.Model) -> set[str]:
+    """Paths of the variables that may learn, statistics left out."""
+    from finetune_keras import graph
+
+    return {u.path for u in graph.opened(model).units if u.learnable}

@@ -1,0 +1,393 @@
+"""Every source becomes the same record, fed with raw images, right by construction."""
+
+import socket
+
+import keras
+import numpy as np
+import pytest
+from conftest import chain, classifier, images, residual, snapshot
+
+import finetune_keras as ftk
+from finetune_keras import SelectionError, WeightsError, backbone, heads, select
+from finetune_keras.backbones import applications
+
+# One small member of each family; `-m slow` takes all.
+FAMILIES = {
+    "convnexttiny": 64,
+    "densenet121": 64,
+    "efficientnetb0": 64,
+    "efficientnetv2b0": 64,
+    "inceptionresnetv2": 75,
+    "inceptionv3": 75,
+    "mobilenet": 64,
+    "mobilenetv2": 64,
+    "mobilenetv3small": 64,
+    "nasnetmobile": 64,
+    "resnet50": 64,
+    "resnet50v2": 64,
+    "vgg16": 64,
+    "vgg19": 64,
+    "xception": 71,
+}
+ALL = [
+    pytest.param(name, FAMILIES.get(name, 75), marks=() if name in FAMILIES else pytest.mark.slow)
+    for name in applications.names()
+]
+
+
+def raw(size, n=2):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(("name", "size"), ALL)
+def test_each_family_equals_its_own_preprocessing_and_the_bare_network(name, size):
+    base = backbone(name, weights=None, input_shape=(size, size, 3))
+    x = raw(size)
+    expected = base.network(applications._module(name).preprocess_input(x.copy()), training=False)
+    found = base.model(x, training=False)
+    scale = max(1.0, float(np.abs(keras.ops.convert_to_numpy(expected)).max()))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(found) / scale,
+        keras.ops.convert_to_numpy(expected) / scale,
+        atol=1e-4,
+    )
+    # A NASNet cell reads the two cells before it, so its graph meets in one tensor only twice.
+    assert len(base.blocks) > (1 if "nasnet" in name else 3)
+    strides = [int(s[1:]) for s in base.taps]
+    assert strides == sorted(strides)
+    assert strides[-1] == 32
+
+
+def test_every_architecture_of_keras_is_known():
+    have = {n.lower() for n in dir(keras.applications) if n[0].isupper()}
+    assert set(applications.names()) == have
+    assert set(FAMILIES) <= have
+    modules = {applications._module(name).__name__ for name in have}
+    assert {applications._module(name).__name__ for name in FAMILIES} == modules
+
+
+def test_preprocessing_none_adds_nothing():
+    base = backbone("resnet50", weights=None, input_shape=(64, 64, 3), preprocessing=None)
+    x = raw(64)
+    ready = keras.applications.resnet50.preprocess_input(x.copy())
+    np.testing.assert_allclose(base.model(ready), base.network(ready), atol=1e-5)
+    assert base.preprocessing == ()
+
+
+def test_preprocessing_stays_float32_under_mixed_precision():
+    with_policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        base = backbone("mobilenetv2", weights=None, input_shape=(32, 32, 3), alpha=0.35)
+    finally:
+        keras.config.set_dtype_policy(with_policy)
+    inputs = keras.Input((32, 32, 3))
+    assert base.preprocessing[0](inputs).dtype == "float32"
+
+
+def test_the_users_own_layer_or_another_familys_preprocessing():
+    own = residual()
+    x, _ = images()
+    layer = keras.layers.Rescaling(1 / 255)
+    np.testing.assert_allclose(backbone(own, preprocessing=layer).model(x), own(x / 255), atol=1e-5)
+    np.testing.assert_allclose(
+        backbone(own, preprocessing="mobilenetv2").model(x), own(x / 127.5 - 1), atol=1e-5
+    )
+
+
+def test_any_input_shape_and_other_channel_counts():
+    base = backbone("mobilenetv2", weights=None, alpha=0.35)
+    assert base.model.input_shape == (None, None, None, 3)
+    assert set(base.taps) == {"S2", "S4", "S8", "S16", "S32"}
+    assert backbone("mobilenetv2", weights=None, input_shape=(64, 96, 3), alpha=0.35).model(
+        np.zeros((1, 64, 96, 3), "float32")
+    ).shape == (1, 2, 3, 1280)
+    grey = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 1), alpha=0.35)
+    x = raw(64)[..., :1]
+    np.testing.assert_allclose(grey.model(x), grey.network(x / 127.5 - 1), atol=1e-5)
+    with pytest.raises(ValueError, match="defined for 3 channels and its input has 1"):
+        backbone("resnet50", weights=None, input_shape=(64, 64, 1))
+
+
+def test_taps_feed_a_model_of_their_own():
+    base = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 3), alpha=0.35)
+    pyramid = keras.Model(base.model.inputs, base.taps)
+    shapes = {k: tuple(v.shape) for k, v in pyramid(raw(64)).items()}
+    assert shapes["S4"][1:3] == (16, 16)
+    assert shapes["S32"][1:3] == (2, 2)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_weights_from_a_file_are_the_weights_of_the_file(tmp_path, suffix):
+    path = tmp_path / f"mine{suffix}"
+    source = keras.applications.MobileNetV2(
+        include_top=False, weights=None, input_shape=(32, 32, 3), alpha=0.35
+    )
+    source.set_weights([w + 0.01 for w in source.get_weights()])
+    (source.save_weights if suffix == ".weights.h5" else source.save)(path)
+    base = backbone("mobilenetv2", weights=path, input_shape=(64, 64, 3), alpha=0.35)
+    for mine, its in zip(base.network.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert "mine" in base.source
+
+
+def test_efficientnet_weights_from_a_file_compute_what_imagenet_computes(tmp_path, monkeypatch):
+    """Keras adds one more scaling only where it fetched the weights itself."""
+    source = keras.applications.EfficientNetB0(
+        include_top=False, weights=None, input_shape=(64, 64, 3)
+    )
+    norm = next(x for x in source.layers if isinstance(x, keras.layers.Normalization))
+    statistics = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 0]
+    norm.set_weights([np.asarray(s) for s in statistics])
+    norm.finalize_state()
+    path = tmp_path / "b0.weights.h5"
+    source.save_weights(path)
+    inputs = keras.Input((64, 64, 3))
+    extra = keras.layers.Rescaling([1 / np.sqrt(s) for s in (0.229, 0.224, 0.225)])
+
+    def call(op, *args, **kwargs):
+        out = op(*args, **kwargs)
+        return extra(out) if op is norm else out
+
+    reference = keras.models.clone_model(
+        source, input_tensors=inputs, clone_function=lambda op: op, call_function=call
+    )
+    base = backbone("efficientnetb0", weights=path, input_shape=(64, 64, 3))
+    x = raw(64)
+    expected = keras.ops.convert_to_numpy(reference(x, training=False))
+    found = keras.ops.convert_to_numpy(base.model(x, training=False))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+    bare = keras.ops.convert_to_numpy(source(x, training=False))
+    assert np.abs(bare - expected).max() / scale > 1e-2
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_model_file_loses_its_classifier(tmp_path, suffix):
+    path = tmp_path / f"theirs{suffix}"
+    theirs = classifier()
+    theirs.compile("adam", "sparse_categorical_crossentropy")
+    theirs.save(path)
+    base = backbone(path)
+    assert base.dropped == ("classes",)
+    assert base.network.output_shape == (None, 8)
+    x, _ = images()
+    expected = keras.Model(theirs.inputs, theirs.get_layer("pooled").output)(x)
+    np.testing.assert_allclose(base.model(x), expected, atol=1e-5)
+
+
+def test_a_model_of_the_users_own_shares_its_variables():
+    own = classifier()
+    base = backbone(own)
+    model = ftk.build(base, heads.Classification(2), learning_rate=1e-2)
+    before = snapshot(own)
+    model.fit(*images(classes=2), verbose=0)
+    after = snapshot(own)
+    assert not np.array_equal(before["inner/stem_conv/kernel"], after["inner/stem_conv/kernel"])
+    np.testing.assert_array_equal(before["classes/kernel"], after["classes/kernel"])
+
+
+def test_copy_has_variables_and_flags_of_its_own():
+    base = backbone(residual())
+    other = base.copy()
+    x, y = images()
+    np.testing.assert_allclose(base.model(x), other.model(x), atol=1e-6)
+    before = snapshot(base.network)
+    ftk.build(other, heads.Classification(3), learning_rate=1e-2).fit(x, y, verbose=0)
+    after = snapshot(base.network)
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+    ftk.freeze(other.network, select.everything())
+    assert base.network.trainable_variables
+
+
+def test_a_copy_normalises_with_the_statistics_it_was_given():
+    inputs = keras.Input((4,))
+    norm = keras.layers.Normalization(name="norm")
+    own = keras.Model(inputs, keras.layers.Dense(2, activation="relu")(norm(inputs)))
+    norm.adapt(np.random.default_rng(0).normal(5, 3, (50, 4)))
+    x = np.random.default_rng(1).normal(5, 3, (6, 4)).astype("float32")
+    np.testing.assert_allclose(backbone(own).copy().model(x), own(x), atol=1e-6)
+
+
+def test_what_counts_as_a_classifier():
+    layers = keras.layers
+    inputs = keras.Input((6,))
+    x = layers.Dense(5, activation="relu", name="features")(inputs)
+    features = keras.Model(inputs, x)
+    assert backbone(features).dropped == ()
+    logits = layers.Dense(2, name="logits")(x)
+    assert backbone(keras.Model(inputs, logits)).dropped == ("logits",)
+    soft = layers.Softmax(name="soft")(logits)
+    assert backbone(keras.Model(inputs, soft)).dropped == ("logits", "soft")
+    kept = backbone(keras.Model(inputs, logits), cut_at="logits")
+    assert kept.dropped == ()
+    assert kept.network.output_shape == (None, 2)
+
+
+def test_a_classifier_inside_a_nested_model_is_dropped():
+    top = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(5, activation="relu", name="hidden"),
+            keras.layers.Dense(2, activation="softmax", name="classes"),
+        ],
+        name="top",
+    )
+    body = keras.Sequential(
+        [residual("inner"), keras.layers.GlobalAveragePooling2D(name="gap")], name="body"
+    )
+    whole = keras.Sequential([keras.Input((16, 16, 3)), body, top], name="whole")
+    base = backbone(whole)
+    assert base.dropped == ("classes",)
+    assert base.network.output_shape == (None, 5)
+    x, _ = images()
+    hidden = keras.Model(top.inputs, top.get_layer("hidden").output)
+    np.testing.assert_allclose(base.model(x), hidden(body(x)), atol=1e-5)
+
+
+def test_cut_at_a_named_layer_also_inside():
+    x, _ = images()
+    own = classifier()
+    base = backbone(own, cut_at="block1_out")
+    assert base.network.output_shape == (None, 16, 16, 8)
+    inner = own.get_layer("inner")
+    expected = keras.Model(inner.inputs, inner.get_layer("block1_out").output)(x)
+    np.testing.assert_allclose(base.model(x), expected, atol=1e-5)
+    named = backbone("resnet50", weights=None, input_shape=(64, 64, 3), cut_at="conv3_block4_out")
+    assert named.model.output_shape == (None, 8, 8, 512)
+    assert len(named.blocks) == 8
+
+
+def test_a_model_built_here_gives_its_backbone_back():
+    model = ftk.build(residual(), heads.Classification(3, hidden=[4]))
+    again = backbone(model)
+    assert all(name.startswith("ftk_head_") for name in again.dropped)
+    other = ftk.build(again, heads.Classification(5))
+    assert other.output_shape == (None, 5)
+
+
+def test_the_embedded_network_needs_no_network():
+    base = backbone("letters_resnet", input_shape=(24, 24, 3))
+    random = backbone("letters_resnet", weights=None, input_shape=(24, 24, 3))
+    assert len(base.blocks) >= 4
+    assert not np.allclose(base.network.get_weights()[0], random.network.get_weights()[0])
+    x = raw(24)
+    np.testing.assert_allclose(base.model(x), base.network(x / 127.5 - 1), atol=1e-4)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    def refused(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+
+
+def test_imagenet_without_network_names_the_file_and_the_argument(offline):
+    with pytest.raises(WeightsError) as raised:
+        backbone("resnet50", input_shape=(64, 64, 3))
+    message = str(raised.value)
+    assert "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5" in message
+    assert "models" in message
+    assert "weights=<path of that file>" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda d: backbone("resnet5"),
+            ValueError,
+            "unknown backbone 'resnet5'; did you mean 'resnet50'",
+        ),
+        (lambda d: backbone("ResNet-5000"), ValueError, "did you mean 'resnet"),
+        (lambda d: backbone(7), TypeError, "given int"),
+        (lambda d: backbone("vgg16", weights="imagnet"), WeightsError, "unknown weights='imagnet'"),
+        (
+            lambda d: backbone("vgg16", weights=None, input_shape=(64, 64)),
+            ValueError,
+            r"\(224, 224, 3\)",
+        ),
+        (
+            lambda d: backbone("vgg16", weights=None, input_shape=(8, 8, 3)),
+            ValueError,
+            "at least 32x32",
+        ),
+        (lambda d: backbone("vgg16", weights=None, alpha=1), TypeError, "takes no alpha="),
+        (
+            lambda d: backbone("letters_resnet", weights="imagenet"),
+            WeightsError,
+            "there are 'letters'",
+        ),
+        (
+            lambda d: backbone(residual(), weights="imagenet"),
+            TypeError,
+            "weights=.*name of an architecture",
+        ),
+        (
+            lambda d: backbone(residual(), cut_at="block1_ou"),
+            SelectionError,
+            "did you mean 'block1_out'",
+        ),
+        (lambda d: backbone(d / "none.keras"), WeightsError, "no file"),
+        (lambda d: backbone(d), WeightsError, "is a folder"),
+        (
+            lambda d: backbone(d / "mine.weights.h5"),
+            WeightsError,
+            r"weights only.*backbone\('resnet50', weights=",
+        ),
+        (lambda d: backbone(d / "torn.keras"), WeightsError, "neither a .keras archive nor"),
+        (lambda d: backbone(d / "mine.kears"), WeightsError, "no file"),
+        (lambda d: backbone(d / "min.keras"), WeightsError, "did you mean 'mine.keras'"),
+        (
+            lambda d: backbone("vgg16", weights=d / "mine.weights.h5", input_shape=(32, 32, 3)),
+            WeightsError,
+            "for another architecture: it holds .* 'vgg16' has",
+        ),
+        (
+            lambda d: backbone("mobilenetv2", weights=d / "wide.weights.h5", alpha=0.35),
+            WeightsError,
+            "does not fit 'mobilenetv2'",
+        ),
+        (lambda d: backbone(residual(), preprocessing=3), TypeError, "given 3"),
+        (
+            lambda d: backbone(residual(), preprocessing="resnet"),
+            ValueError,
+            "did you mean 'resnet",
+        ),
+    ],
+)
+def test_bad_input_names_the_fix(tmp_path, call, error, message):
+    residual().save_weights(tmp_path / "mine.weights.h5")
+    residual().save(tmp_path / "mine.keras")
+    keras.applications.MobileNetV2(include_top=False, weights=None, alpha=0.5).save_weights(
+        tmp_path / "wide.weights.h5"
+    )
+    (tmp_path / "torn.keras").write_bytes((tmp_path / "mine.keras").read_bytes()[:1000])
+    with pytest.raises(error, match=message) as raised:
+        call(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_subclassed_model_as_backbone_works_but_cannot_be_cut():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.d = keras.layers.Dense(4, name="d")
+
+        def call(self, x):
+            return self.d(x)
+
+    own = Own()
+    own(np.zeros((1, 6), "float32"))
+    with pytest.raises(SelectionError, match="subclassed"):
+        backbone(own, cut_at="d")
+
+
+def test_a_sequential_backbone():
+    base = backbone(chain())
+    assert base.dropped == ("c",)
+    assert base.network.output_shape == (None, 8)

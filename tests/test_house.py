@@ -1,0 +1,126 @@
+"""The shape of the house: imports go downward, files stay small, public names are documented."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import finetune_keras
+
+ROOT = Path(finetune_keras.__file__).parent
+
+# From the ground up: a module may import those before it in this list.
+ORDER = [
+    "_version",
+    "_errors",
+    "_private",
+    "graph",
+    "parts",
+    "blocks",
+    "select",
+    "flags",
+    "optimizers.newcomers",
+    "optimizers.state",
+    "optimizers",
+    "record",
+    "compile",
+    "freeze",
+    "describe",
+    "load",
+    "backbones.letters",
+    "backbones.preprocessing",
+    "backbones.files",
+    "backbones.base",
+    "backbones.models",
+    "backbones.applications",
+    "backbones",
+    "heads.base",
+    "heads.classification",
+    "heads",
+    "build",
+    "",
+]
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix("__init__").rstrip("."), path
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of this package that a file imports."""
+    known = {name for name, _ in modules()}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("finetune_keras"):
+            inside = node.module.removeprefix("finetune_keras").lstrip(".")
+            for alias in node.names:
+                below = f"{inside}.{alias.name}".lstrip(".")
+                found.add(below if below in known else inside)
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: str(v) or "top")
+def test_imports_go_downward(name, path):
+    assert name in ORDER, f"give {name} its place in ORDER"
+    above = [i for i in imported(path) if ORDER.index(i) >= ORDER.index(name)]
+    assert not above, f"{name} imports {above} from above itself"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda v: str(v) or "top")
+def test_files_stay_small(name, path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_private_keras_is_touched_in_one_module_only():
+    for name, path in modules():
+        if name == "_private":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = [getattr(node, "module", "") or "", *(a.name for a in node.names)]
+                assert not any(n.startswith("keras.src") for n in names), f"{name} imports {names}"
+
+
+def public():
+    for info in [finetune_keras, *pkgutil.walk_packages([str(ROOT)], "finetune_keras.")]:
+        module = info if inspect.ismodule(info) else importlib.import_module(info.name)
+        if module.__name__.rsplit(".", 1)[-1].startswith("_"):
+            continue
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if inspect.isfunction(thing) or inspect.isclass(thing):
+                yield pytest.param(thing, id=f"{module.__name__}.{name}")
+
+
+@pytest.mark.parametrize("thing", list(public()))
+def test_public_names_are_documented(thing):
+    assert (thing.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, _ in modules() if n not in ("_version", "_private", "backbones.letters")]
+)
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(f"finetune_keras.{name}".rstrip("."))
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS, extraglobs={})
+    assert result.failed == 0
+
+
+def test_import_pulls_in_no_heavy_package_and_changes_nothing():
+    code = (
+        "import sys, keras; before = set(sys.modules); policy = keras.config.dtype_policy().name\n"
+        "import finetune_keras\n"
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}\n"
+        "heavy = {'sklearn', 'tensorflow_hub', 'tensorflow_datasets', 'keras_hub', 'matplotlib'}\n"
+        "assert not new & heavy, new & heavy\n"
+        "assert keras.config.dtype_policy().name == policy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

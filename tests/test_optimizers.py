@@ -1,0 +1,219 @@
+"""State is carried by identity, and newcomers start gently."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import chain, value, vectors
+
+from finetune_keras import compile as compile_
+from finetune_keras import freeze, optimizers, select, thaw
+from finetune_keras.optimizers.state import _slots_of
+
+ALL = ["SGD", "Adam", "AdamW", "Nadam", "Adamax", "RMSprop", "Adagrad", "Adadelta", "Lamb", "Lion"]
+
+
+def fitted(optimizer, steps=5, **kwargs):
+    model = chain()
+    freeze(model, select.up_to("a"))
+    model.compile(optimizer, "mse", **kwargs)
+    model.fit(*vectors(), batch_size=32, epochs=steps, verbose=0, shuffle=False)
+    return model
+
+
+def by_reference(optimizer, variables):
+    """Slots of an optimizer as Keras names them, keyed by variable and slot."""
+    slots, _ = _slots_of(optimizer, variables)
+    return slots
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_slots_follow_their_variables(name):
+    kwargs = {"momentum": 0.9} if name == "SGD" else {}
+    model = fitted(getattr(keras.optimizers, name)(learning_rate=1e-2, **kwargs))
+    old = model.optimizer
+    before = {k: value(v) for k, v in by_reference(old, model.trainable_variables).items()}
+    assert before
+    change = thaw(model, select.up_to("a"), learning_rate=1e-3)
+    assert not change.restarted
+    after = by_reference(model.optimizer, model.trainable_variables)
+    for key, slot in before.items():
+        np.testing.assert_array_equal(value(after[key]), slot)
+    assert int(model.optimizer.iterations) == 5
+    new = {id(v) for v in model.get_layer("a").trainable_variables}
+    assert {key[0] for key in after} - {key[0] for key in before} == new
+    model.fit(*vectors(), verbose=0)  # the new optimizer knows all of them
+
+
+@pytest.mark.parametrize("options", [{"use_ema": True}, {"gradient_accumulation_steps": 2}])
+def test_averages_and_accumulated_gradients_are_carried(options):
+    model = fitted(keras.optimizers.Adam(1e-2, **options), steps=3)
+    before = {
+        k: value(v) for k, v in by_reference(model.optimizer, model.trainable_variables).items()
+    }
+    thaw(model, select.up_to("a"))
+    after = by_reference(model.optimizer, model.trainable_variables)
+    for key, slot in before.items():
+        np.testing.assert_array_equal(value(after[key]), slot)
+
+
+def test_a_loss_scale_optimizer_keeps_scale_and_inner_state():
+    inner = keras.optimizers.Adam(1e-2)
+    model = fitted(keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0), steps=4)
+    thaw(model, select.up_to("a"))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert float(model.optimizer.dynamic_scale) == 64.0
+    assert int(model.optimizer.iterations) == 4
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-5)
+    model.fit(*vectors(), verbose=0)
+
+
+def test_adafactor_restarts_and_says_so():
+    model = fitted(keras.optimizers.Adafactor(1e-2))
+    change = thaw(model, select.up_to("a"))
+    assert change.restarted
+    assert "start at zero" in str(change)
+    assert int(model.optimizer.iterations) == 5
+
+
+def test_exclusions_from_weight_decay_survive():
+    optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model = fitted(optimizer)
+    thaw(model, select.up_to("a"))
+    kernel, bias = model.get_layer("a").trainable_variables
+    assert model.optimizer._use_weight_decay(kernel)
+    assert not model.optimizer._use_weight_decay(bias)
+
+
+def test_a_schedule_is_kept_while_it_is_low_and_replaced_when_the_backbone_opens():
+    schedule = keras.optimizers.schedules.CosineDecay(1e-2, 1000)
+    model = fitted(keras.optimizers.Adam(schedule))
+    now = optimizers.rate(model.optimizer)
+    freeze(model, select.up_to("b"))
+    assert optimizers.rate(model.optimizer) == pytest.approx(now)
+    change = thaw(model, select.up_to("a"))
+    assert change.learning_rate == pytest.approx((now, 1e-5))
+    other = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
+    change = thaw(model, select.everything(), learning_rate=other)
+    assert change.learning_rate[1] == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Nadam"])
+@pytest.mark.parametrize("history", [1, 4, 60])
+def test_first_ten_steps_of_newcomers_stay_within_the_rate(name, history):
+    rate = 1e-3
+    model = fitted(getattr(keras.optimizers, name)(learning_rate=1e-2), steps=history)
+    thaw(model, select.up_to("a"), learning_rate=rate)
+    variables = model.get_layer("a").trainable_variables
+    x, y = vectors()
+    rng = np.random.default_rng(history)
+    largest = []
+    for _ in range(10):
+        before = [value(v) for v in variables]
+        model.fit(x, y * rng.uniform(0.1, 5), batch_size=32, verbose=0)
+        largest.append(
+            max(np.abs(value(v) - b).max() for v, b in zip(variables, before, strict=True))
+        )
+    assert max(largest) <= 1.1 * rate
+    assert min(largest) > 0.05 * rate  # and they do learn
+
+
+def test_without_the_correction_they_would_not():
+    """The measure above catches what Keras does by itself."""
+    model = fitted(keras.optimizers.Adam(1e-2), steps=60)
+    thaw(model, select.up_to("a"), learning_rate=1e-3)
+    del model.optimizer.apply
+    model.train_function = None
+    variables = model.get_layer("a").trainable_variables
+    largest = 0.0
+    for _ in range(10):
+        before = [value(v) for v in variables]
+        model.fit(*vectors(), batch_size=32, verbose=0)
+        steps = [np.abs(value(v) - b).max() for v, b in zip(variables, before, strict=True)]
+        largest = max(largest, *steps)
+    assert largest > 1.2e-3
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_newcomers_move_as_if_their_training_had_just_begun(name):
+    """Within a percent, on a gradient that does not depend on the weights."""
+    x, y = vectors()
+
+    def linear_loss(y_true, y_pred):
+        return keras.ops.sum(y_true * y_pred, axis=-1)
+
+    steps = {}
+    for old in (False, True):
+        keras.utils.set_random_seed(2)
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(3, name="a"),
+                keras.layers.Dense(3, name="b", use_bias=False),
+            ]
+        )
+        optimizer = getattr(keras.optimizers, name)(learning_rate=1e-4)
+        freeze(model, select.up_to("a"))
+        model.compile(optimizer, linear_loss)
+        if old:
+            model.fit(x, 0 * y, batch_size=32, epochs=50, verbose=0)  # time passes, nothing moves
+            thaw(model, select.up_to("a"), learning_rate=1e-4)
+        else:
+            thaw(model, select.up_to("a"), learning_rate=1e-4)
+        before = value(model.get_layer("a").kernel)
+        model.fit(x, y, batch_size=32, epochs=6, verbose=0, shuffle=False)
+        steps[old] = value(model.get_layer("a").kernel) - before
+    np.testing.assert_allclose(steps[True], steps[False], rtol=0.05, atol=2e-6)
+
+
+def test_compile_keeps_what_it_is_not_given():
+    model = fitted(keras.optimizers.Adam(1e-2, beta_1=0.8), metrics=["mae"])
+    slots = {
+        k: value(v) for k, v in by_reference(model.optimizer, model.trainable_variables).items()
+    }
+    out = compile_(model, learning_rate=1e-4)
+    assert out is model
+    assert model.optimizer.beta_1 == 0.8
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)
+    after = by_reference(model.optimizer, model.trainable_variables)
+    for key, slot in slots.items():
+        np.testing.assert_array_equal(value(after[key]), slot)
+    compile_(model, loss="mae", jit_compile=False)
+    assert model.loss == "mae"
+    assert set(model.fit(*vectors(), verbose=0).history) == {"loss", "mae"}
+    compile_(model, optimizer="sgd")
+    assert type(model.optimizer).__name__ == "SGD"
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)  # all of it learns: 0.01/100
+
+
+def test_a_used_optimizer_can_be_given_to_another_model():
+    optimizer = keras.optimizers.Adam(3e-3)
+    first = fitted(optimizer)
+    second = compile_(chain(), optimizer=optimizer, loss="mse")
+    second.fit(*vectors(), verbose=0)
+    first.fit(*vectors(), verbose=0)
+    assert float(second.optimizer.learning_rate) == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda m: compile_(m, optimizer="adm", loss="mse"),
+            ValueError,
+            "unknown optimizer 'adm'; did you mean 'adam'",
+        ),
+        (lambda m: compile_(m, optimizer=3, loss="mse"), TypeError, "given 3"),
+        (lambda m: compile_(m), ValueError, "never compiled.*give loss="),
+    ],
+)
+def test_bad_compile_names_the_fix(call, error, message):
+    with pytest.raises(error, match=message):
+        call(chain())
+
+
+def test_compile_with_nothing_to_learn_is_an_error():
+    model = chain()
+    freeze(model, select.everything())
+    with pytest.raises(ValueError, match="nothing learns"):
+        compile_(model, loss="mse")

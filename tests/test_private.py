@@ -1,0 +1,53 @@
+"""These fail as soon as Keras changes what ``_private`` touches."""
+
+import keras
+import numpy as np
+from conftest import chain
+
+from finetune_keras import _private
+
+
+def test_sublayers_lists_what_a_layer_holds():
+    attention = keras.layers.MultiHeadAttention(2, 4, name="mha")
+    x = keras.Input((5, 8))
+    attention(x, x)
+    names = [layer.name for layer in _private.sublayers(attention)]
+    assert {"query", "key", "value", "attention_output"} <= set(names)
+
+
+def test_own_weights_tells_learnable_from_statistics_even_when_frozen():
+    norm = keras.layers.BatchNormalization()
+    norm.build((None, 4))
+    norm.trainable = False
+    learnable, statistics = _private.own_weights(norm)
+    assert [v.name for v in learnable] == ["gamma", "beta"]
+    assert [v.name for v in statistics] == ["moving_mean", "moving_variance"]
+
+
+def test_own_weights_leaves_random_state_out():
+    dropout = keras.layers.Dropout(0.5, seed=1)
+    dropout.build((None, 4))
+    assert dropout.variables  # the seed
+    assert _private.own_weights(dropout) == ([], [])
+
+
+def test_compile_arguments_gives_back_the_objects():
+    def loss(y, p):
+        return keras.ops.mean((y - p) ** 2, axis=-1)
+
+    model = chain()
+    metric = keras.metrics.MeanAbsoluteError()
+    model.compile("sgd", loss=loss, metrics=[metric])
+    kept = _private.compile_arguments(model)
+    assert kept["loss"] is loss
+    assert kept["metrics"][0] is metric
+    model.compile(**kept)
+    model.train_on_batch(np.zeros((2, 6)), np.zeros((2, 3)))
+
+
+def test_decay_exclusions_are_found():
+    model = chain()
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    out = _private.decay_exclusions(optimizer, model.trainable_variables)
+    assert [v.name for v in out] == ["bias"] * 3
