@@ -1,4 +1,4 @@
-"""A classifier from a whole-model .h5 file learns a yes-or-no question, its first layers frozen.
+"""A network from a whole-model .h5 file learns a yes-or-no question, its first layers frozen.
 
 TODO
 """
@@ -17,57 +17,99 @@ from sklearn.datasets import load_digits
 import finetune_keras as ftk
 from finetune_keras import heads, select
 
+Data = tuple[np.ndarray, np.ndarray]
 
-def digits(*wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of these digits, 8x8x1 from 0 to 16, and which of them each one is, shuffled."""
+
+def digits(first: int, last: int) -> Data:
+    """Images of these digits, 8x8x1 from 0 to 16, and labels from 0."""
     data = load_digits()
-    chosen = np.random.default_rng(0).permutation(np.flatnonzero(np.isin(data.target, wanted)))
-    return data.images[chosen, ..., None].astype("float32"), data.target[chosen] - min(wanted)
+    chosen = np.flatnonzero((data.target >= first) & (data.target <= last))
+    return data.images[chosen, ..., None].astype("float32"), data.target[chosen] - first
+
+
+def folder(path: str, shape: tuple[int | None, ...]) -> Data:
+    """The images of a folder, read whole, and 0 or 1 for the class folder that they are in."""
+    _, height, width, channels = shape
+    data = keras.utils.image_dataset_from_directory(
+        path,
+        image_size=(height or 224, width or 224),
+        color_mode="grayscale" if channels == 1 else "rgb",
+        shuffle=False,
+    )
+    images, labels = zip(*data.as_numpy_iterator(), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def pretrain(path: Path) -> None:
-    """Stands in for a file of your own: a network that knows the digits 0 to 7."""
-    inputs = x = keras.Input((8, 8, 1))
+    """Stands in for a file that you have: a network that knows the digits 0 to 7."""
+    x = inputs = keras.Input((8, 8, 1))
     for i, width in enumerate((16, 16, 32, 32), 1):
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv_{i}")(x)
+        x = layers.Conv2D(width, 3, padding="same", name=f"conv_{i}")(x)
         x = layers.BatchNormalization(momentum=0.9, name=f"norm_{i}")(x)
         x = layers.ReLU(name=f"relu_{i}")(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
-    model = keras.Model(inputs, layers.Dense(8, activation="softmax", name="digit")(x))
+    model = keras.Model(inputs, layers.Dense(8, activation="softmax", name="digit")(x), name="cnn")
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(*digits(*range(8)), epochs=6, validation_split=0.2, verbose=2)
+    model.fit(*digits(0, 7), epochs=5, verbose=2)
     model.save(path)
 
 
-def folder_data(folder: str, shape: tuple[int | None, ...], seed: int) -> tuple:
-    """Train, validation and test images of two class folders, and the names of the classes."""
-    height, width, channels = (known or 224 for known in shape[1:3]) , shape[3]
+def run(path: Path, args: argparse.Namespace) -> None:
+    base = ftk.backbone(path, preprocessing=args.preprocessing)
+    model = ftk.build(
+        base,
+        heads.Classification(1, hidden=[128]),
+        freeze=select.first(args.first),
+        optimizer="adam",
+        learning_rate=args.learning_rate,
+    )
+    print(f"\n2. {base}\n\n{ftk.describe(model)}\n")
+
+    images, labels = folder(args.data, base.network.input_shape) if args.data else digits(8, 9)
+    order = np.random.default_rng(args.seed).permutation(len(labels))
+    parts = np.split(order, [len(order) // 2, len(order) * 3 // 4])
+    train, val, test = ((images[part], labels[part]) for part in parts)
+    print(
+        f"{len(train[1])} images to train on, {len(val[1])} to stop early by, {len(test[1])} held out"
+    )
+    stop = keras.callbacks.EarlyStopping(
+        min_delta=0.01, patience=3, restore_best_weights=True, verbose=1
+    )
+    model.fit(*train, validation_data=val, epochs=args.epochs, callbacks=[stop], verbose=2)
+
+    print("\n3. Result")
+    loss, accuracy = model.evaluate(*test, verbose=0)
+    print(f"held-out images: {accuracy:.1%} right, loss {loss:.3f}")
+    stored = keras.models.load_model(path, compile=False)
+    equal = [
+        all(map(np.array_equal, layer.get_weights(), stored.get_layer(layer.name).get_weights()))
+        for layer in base.network.layers
+    ]
+    print(f"first {args.first} layers as in the file, to the bit: {all(equal[: args.first])}")
+    print(f"layers after them that learned: {equal[args.first :].count(False)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", metavar="FILE", help="a .h5 or .keras file of your own")
-    parser.add_argument("--data", metavar="FOLDER", help="FOLDER/no/*.jpg and FOLDER/yes/*.jpg")
-    parser.add_argument("--preprocessing", metavar="NAME", help="what --model needs: mobilenetv2")
+    parser.add_argument("--model", metavar="FILE", help="a whole-model .h5 or .keras file")
+    parser.add_argument("--data", metavar="FOLDER", help="images as FOLDER/no/*, FOLDER/yes/*")
+    parser.add_argument("--preprocessing", metavar="NAME", help="as of this architecture")
     parser.add_argument("--first", type=int, default=10, help="how many layers are frozen")
     parser.add_argument("--epochs", type=int, default=30, help="at most")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if bool(args.model) != bool(args.data):
         parser.error("--model and --data go together")
     keras.utils.set_random_seed(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(args.model or f"{folder}/pretrained_model.h5")
-        if not args.model:
-            print("1. Pretraining on the digits 0 to 7.")
-            pretrain(path)
+    if args.model:
+        run(Path(args.model), args)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "pretrained_model.h5")
+        print("1. A network is pretrained on the digits 0 to 7 and saved as pretrained_model.h5.")
+        pretrain(path)
         run(path, args)
-
-
-def run(path: Path, args: argparse.Namespace) -> None:
-    base = ftk.backbone(path, preprocessing=args.preprocessing)
-    print(f"\n2. {base}")
-    if args.data:
-        _, height, width, channels = base.network.input_shape
-        ...
 
 
 if __name__ == "__main__":

@@ -2,13 +2,22 @@
 
     taskset -c 1 python scripts/pretrain_letters.py
 
-@@HEADER@@
+Seed 0 took 16 minutes on one core shared with other work (25 seconds a round,
+so about 9 minutes, is what an idle core needs) and printed at its end
+
+    fresh drawings: accuracy 0.814
+    fonts held out: accuracy 0.746
+
+for a file of 332,869 bytes.
+The accuracies are over the 372 classes, on 20,000 distorted drawings each. The
+data depend on the seed alone; the weights also on how the machine rounds.
 
 Needs Matplotlib (for its fonts), Pillow and SciPy besides the package. The
 letters come from the Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew,
 Tifinagh and Canadian syllabic alphabets. Letters that a font draws alike (A in
-three alphabets) are one class. No digit of any script is drawn, and letters
-outside the Latin alphabet that have the shape of a digit are left out.
+three alphabets) are one class. No digit of any script is drawn. Letters outside
+ASCII that are drawn much like one of 1 to 9 are left out too (`DIGIT_SHAPES`);
+those like O, S or B stay.
 
 A glyph is stored as the signed distance to its outline. A drawing warps that
 map (rotation, slant, stretch, a smooth random bend), adds an offset that sets
@@ -38,7 +47,7 @@ from scipy import ndimage
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune_keras.backbones import letters
+from finetune_keras.backbones import letters  # noqa: E402
 
 SIZE = letters.IMAGE_SIZE[0]  # side of the images the network is trained on
 FINE = 32  # side of a drawing before it is reduced

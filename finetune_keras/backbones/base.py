@@ -113,7 +113,8 @@ def _taps(backbone: Backbone) -> dict[str, keras.KerasTensor]:
 
 def _shapes(model: keras.Model) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Height and width of a large image and of each tensor that it becomes; ``()`` for tensors
-    that are no maps."""
+    that are no maps.
+    """
     axes = slice(2, 4) if keras.config.image_data_format() == "channels_first" else slice(1, 3)
     own = model.inputs[0]
     large = list(own.shape)

@@ -2,12 +2,14 @@
 
 `architecture` builds the network and `load_weights` fills it from
 `letters_resnet.npz`, the file beside this module. The weights come from
-`scripts/pretrain_letters.py`: letters of seven scripts and their merged
-look-alikes, in the fonts that Matplotlib ships, bent, inked, blurred and
-coloured at random. No digit was drawn, in any script.
+`scripts/pretrain_letters.py`: 372 classes of letters from eight alphabets, in
+the fonts that Matplotlib ships, bent, inked, blurred and coloured at random. No
+digit was drawn, in any script. On fresh drawings a linear head on the averaged
+features told the 372 classes apart with an accuracy of 0.814 in the fonts it was
+trained on and of 0.746 in three fonts held out.
 
-The network expects small images (it was trained at 16 x 16, most of them
-blown up from 8 x 8) of one symbol that fills the frame.
+The network expects images of one symbol that fills the frame. It was trained at
+16 x 16, most of the images blown up from 8 x 8, most of them light on dark.
 """
 
 from __future__ import annotations
