@@ -1,9 +1,24 @@
 """Freezing and thawing in a pipeline that exists already, all else in it left as it was.
 
-TODO
-"""
+    python examples/existing_pipeline.py
 
-from __future__ import annotations
+The model (a MobileNetV2 nested in a functional model), the ``tf.data`` that preprocesses, the
+loss (a Python function) and the optimizer are the pipeline's own. Only ``freeze``, ``thaw`` and
+``describe`` are added. Without flags, 10 to 30 seconds on one core: random weights and 400 of
+scikit-learn's digits, so that the accuracy stays low (0.23 with seed 0 on TensorFlow, 0.24 on
+JAX). It ends with the list of what the second fit moved, five variables, and
+
+    they are the thawed ones and the head's: True
+    the rest, equal to the bit: 257 of 262 variables
+    optimizer steps: 40 before, 80 after
+    still the pipeline's own loss: True
+
+With pretrained weights and a folder of images, one folder for each class:
+
+    python examples/existing_pipeline.py --data FOLDER --weights FILE --epochs 5
+
+FILE is what ``save_weights`` writes of a ``MobileNetV2(alpha=0.35, include_top=False)``.
+"""
 
 import argparse
 
@@ -78,8 +93,7 @@ def main() -> None:
     model = pipeline_model(args.weights, classes)
     model.compile(keras.optimizers.Adam(1e-3), loss=smoothed, metrics=["accuracy"])
 
-    def fit() -> None:
-        # shuffle=False: the data shuffles itself.
+    def fit() -> None:  # shuffle=False: the data shuffles itself.
         model.fit(train, validation_data=val, epochs=args.epochs, shuffle=False, verbose=2)
 
     print("\n1. freeze(model, select.backbone())")
@@ -93,13 +107,11 @@ def main() -> None:
     change = ftk.thaw(model, select.blocks(slice(-3, None)))
     print(change)
     fit()
-    after = values(model)
-    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    moved = {path for path, now in values(model).items() if not np.array_equal(before[path], now)}
 
     print("\n3. What the second fit changed")
-    print("thawed:", *change.thawed, sep="\n  ")
-    print("head:", *sorted(head), sep="\n  ")
-    print(f"these and no others moved: {moved == head | set(change.thawed)}")
+    print("moved:", *sorted(moved), sep="\n  ")
+    print(f"they are the thawed ones and the head's: {moved == head | set(change.thawed)}")
     print(f"the rest, equal to the bit: {len(before) - len(moved)} of {len(before)} variables")
     print(f"optimizer steps: {steps} before, {int(model.optimizer.iterations)} after")
     print(f"still the pipeline's own loss: {model.loss is smoothed}")

@@ -1,9 +1,24 @@
 """A network from a whole-model .h5 file learns a yes-or-no question, its first layers frozen.
 
-TODO
-"""
+    python examples/h5_first_layers_frozen.py
 
-from __future__ import annotations
+Without flags, 10 to 20 seconds on one core: a small network is trained on scikit-learn's digits
+0 to 7 and saved as ``pretrained_model.h5`` in a temporary folder (Keras warns that the format is
+old). Then the real program loads that file, drops its classifier, freezes its first 10 layers,
+puts a Dense(128) and a sigmoid on top, and learns from 177 images to tell a 9 from an 8, with
+early stopping. It ends, with seed 0 on TensorFlow, with
+
+    held-out images: 100.0% right, loss 0.03
+    first 10 layers as in the file, to the bit: True
+    layers after them that learned: 2
+
+With a file of your own, and images in two folders, 0 for the first by name and 1 for the second:
+
+    python examples/h5_first_layers_frozen.py --model FILE --data FOLDER
+
+A file does not say how its images were preprocessed. If it was as for an architecture of
+``keras.applications``, give its name: ``--preprocessing mobilenetv2``.
+"""
 
 import argparse
 import tempfile
@@ -17,27 +32,26 @@ from sklearn.datasets import load_digits
 import finetune_keras as ftk
 from finetune_keras import heads, select
 
-Data = tuple[np.ndarray, np.ndarray]
 
-
-def digits(first: int, last: int) -> Data:
+def digits(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of these digits, 8x8x1 from 0 to 16, and labels from 0."""
     data = load_digits()
     chosen = np.flatnonzero((data.target >= first) & (data.target <= last))
     return data.images[chosen, ..., None].astype("float32"), data.target[chosen] - first
 
 
-def folder(path: str, shape: tuple[int | None, ...]) -> Data:
-    """The images of a folder, read whole, and 0 or 1 for the class folder that they are in."""
+def folder(path: str, shape: tuple[int | None, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """All images of two class folders, and labels 0 or 1."""
     _, height, width, channels = shape
     data = keras.utils.image_dataset_from_directory(
         path,
+        label_mode="binary",
         image_size=(height or 224, width or 224),
         color_mode="grayscale" if channels == 1 else "rgb",
         shuffle=False,
     )
     images, labels = zip(*data.as_numpy_iterator(), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    return np.concatenate(images), np.concatenate(labels).ravel()
 
 
 def pretrain(path: Path) -> None:
@@ -61,7 +75,7 @@ def run(path: Path, args: argparse.Namespace) -> None:
         heads.Classification(1, hidden=[128]),
         freeze=select.first(args.first),
         optimizer="adam",
-        learning_rate=args.learning_rate,
+        learning_rate=args.rate,
     )
     print(f"\n2. {base}\n\n{ftk.describe(model)}\n")
 
@@ -69,17 +83,13 @@ def run(path: Path, args: argparse.Namespace) -> None:
     order = np.random.default_rng(args.seed).permutation(len(labels))
     parts = np.split(order, [len(order) // 2, len(order) * 3 // 4])
     train, val, test = ((images[part], labels[part]) for part in parts)
-    print(
-        f"{len(train[1])} images to train on, {len(val[1])} to stop early by, {len(test[1])} held out"
-    )
-    stop = keras.callbacks.EarlyStopping(
-        min_delta=0.01, patience=3, restore_best_weights=True, verbose=1
-    )
+    print("{} images to train on, {} to stop early by, {} held out".format(*map(len, parts)))
+    stop = keras.callbacks.EarlyStopping(min_delta=0.01, patience=3, restore_best_weights=True)
     model.fit(*train, validation_data=val, epochs=args.epochs, callbacks=[stop], verbose=2)
 
-    print("\n3. Result")
+    print(f"\n3. Result, with the weights of epoch {stop.best_epoch + 1}")
     loss, accuracy = model.evaluate(*test, verbose=0)
-    print(f"held-out images: {accuracy:.1%} right, loss {loss:.3f}")
+    print(f"held-out images: {accuracy:.1%} right, loss {loss:.2f}")
     stored = keras.models.load_model(path, compile=False)
     equal = [
         all(map(np.array_equal, layer.get_weights(), stored.get_layer(layer.name).get_weights()))
@@ -92,11 +102,11 @@ def run(path: Path, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", metavar="FILE", help="a whole-model .h5 or .keras file")
-    parser.add_argument("--data", metavar="FOLDER", help="images as FOLDER/no/*, FOLDER/yes/*")
-    parser.add_argument("--preprocessing", metavar="NAME", help="as of this architecture")
+    parser.add_argument("--data", metavar="FOLDER", help="images, as FOLDER/no/* and FOLDER/yes/*")
+    parser.add_argument("--preprocessing", metavar="NAME", help="that FILE needs")
     parser.add_argument("--first", type=int, default=10, help="how many layers are frozen")
     parser.add_argument("--epochs", type=int, default=30, help="at most")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if bool(args.model) != bool(args.data):
@@ -105,9 +115,9 @@ def main() -> None:
     if args.model:
         run(Path(args.model), args)
         return
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place, "pretrained_model.h5")
-        print("1. A network is pretrained on the digits 0 to 7 and saved as pretrained_model.h5.")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary, "pretrained_model.h5")
+        print("1. A network is trained on the digits 0 to 7 and saved as pretrained_model.h5")
         pretrain(path)
         run(path, args)
 

@@ -1,9 +1,26 @@
 """ResNet50, frozen, with global average pooling, a Dense(1024) and a softmax over 200 classes.
 
-TODO
-"""
+    python examples/resnet50_frozen.py
 
-from __future__ import annotations
+The tutorial's program, then one step further: the head is trained on the frozen network, the
+last stage of the network is thawed, and the model is saved to a file that Keras loads alone.
+
+Without flags it is a rehearsal of 20 to 40 seconds on one core: random weights, 32 drawn images
+of 64x64 pixels, one epoch. Losses and accuracies mean nothing then. What it shows is which
+weights learn when, and at its end, with seed 0 on TensorFlow:
+
+    thawed: 20 variables in 10 layers, resnet50/conv5_block1_1_conv to ...
+    left frozen: 40 normalisation variables in 10 layers, resnet50/conv5_block1_1_bn to ...
+    learning rate: 0.0001 -> 1e-05
+    predictions of the loaded model are equal to the bit: True
+
+At full size, with ImageNet weights (Keras fetches them once, 95 MB) and a folder of images with
+one folder for each class, of which a fifth is held out:
+
+    python examples/resnet50_frozen.py --weights imagenet --data FOLDER --size 224 --epochs 10
+
+The tutorial one-hot encodes its labels; here they are integers, which need no 200 columns.
+"""
 
 import argparse
 import tempfile
@@ -75,8 +92,7 @@ def main() -> None:
         learning_rate=args.learning_rate,
     )
 
-    def fit() -> None:
-        # shuffle=False: a folder's dataset shuffles itself.
+    def fit() -> None:  # shuffle=False: a folder's dataset shuffles itself.
         model.fit(train, validation_data=val, epochs=args.epochs, shuffle=False, verbose=2)
 
     print("\n1. The head learns, ResNet50 is frozen")

@@ -157,14 +157,14 @@ def tape(model: keras.Model) -> Tape:
 
     # Around a compiled model Keras compiles the clone too, which would cost the optimizer's
     # memory and fail on a loss that does not serialise; a bare model on the same tensors does not.
-    bare = keras.Model(*_ends(model))
+    bare = keras.Model(*ends(model))
     clone = keras.models.clone_model(bare, clone_function=lambda op: op, call_function=record)
     result = Tape(clone.input, tuple(steps), clone.output)
     _tapes[model] = (key, result)
     return result
 
 
-def _ends(model: keras.Model) -> tuple[Any, Any]:
+def ends(model: keras.Model) -> tuple[Any, Any]:
     """Symbolic inputs and outputs, as one tensor or in their structure."""
     if isinstance(model, keras.Sequential):
         # Its ``output`` is that of its first call inside another model, if there was one.

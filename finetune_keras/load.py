@@ -57,7 +57,8 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
     model = keras.models.load_model(path, custom_objects=custom_objects, compile=False)
     found = record.read(model)
     if found is None or not (found.frozen or found.newcomers):
-        return keras.models.load_model(path, custom_objects=custom_objects)
+        _compile_as_saved(model, path, custom_objects)
+        return model
     units = graph.opened(model).units
     frozen = set(found.frozen)
     off = {id(u.variable) for u in units if u.path in frozen}

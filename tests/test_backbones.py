@@ -391,3 +391,23 @@ def test_a_sequential_backbone():
     base = backbone(chain())
     assert base.dropped == ("c",)
     assert base.network.output_shape == (None, 8)
+    assert [x.name for x in base.network.layers] == ["a", "b"]  # counted as in the model given
+    model = ftk.build(base, heads.Classification(3), freeze=select.first(1))
+    assert [v.path.split("/")[-2] for v in model.trainable_variables][::2] == [
+        "b",
+        "ftk_head_output",
+    ]
+
+
+def test_weights_with_a_classifier_name_the_way_to_use_them(tmp_path):
+    path = tmp_path / "top.weights.h5"
+    keras.applications.VGG16(weights=None, classes=5, input_shape=(32, 32, 3)).save_weights(path)
+    with pytest.raises(WeightsError, match="another architecture"):
+        backbone("vgg16", weights=path)
+    whole = keras.applications.MobileNet(weights=None, classes=5, alpha=0.25)
+    whole.save_weights(path)
+    with pytest.raises(WeightsError, match=r"backbone\(keras.applications.MobileNet\(weights="):
+        backbone("mobilenet", weights=path, alpha=0.25)
+    base = backbone(whole, preprocessing="mobilenet")
+    assert base.network.output_shape[-1] == 256
+    assert "conv_preds" in base.dropped

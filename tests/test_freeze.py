@@ -18,12 +18,11 @@ from finetune_keras import (
 )
 
 POLICIES = {
-    "everything": (select.everything, set()),
-    "backbone": (select.backbone, None),
-    "first two": (lambda: select.first(2), None),
-    "blocks": (lambda: select.blocks(slice(0, 1)), None),
-    "biases": (select.biases, None),
-    "all but the last": (lambda: ~select.last(1), None),
+    "backbone": select.backbone,
+    "first two": lambda: select.first(2),
+    "blocks": lambda: select.blocks(slice(0, 1)),
+    "biases": select.biases,
+    "all but the last": lambda: ~select.last(1),
 }
 
 
@@ -44,16 +43,18 @@ def compiled(make, fitted: bool):
 
 
 def run(model, epochs=1):
-    data = vectors() if model.inputs[0].shape[1:] == (6,) else images()
-    model.fit(*data, epochs=epochs, batch_size=6, shuffle=False, verbose=0)
+    x, y = vectors() if model.inputs[0].shape[1:] == (6,) else images()
+    model.fit(x / x.max(), y, epochs=epochs, batch_size=6, shuffle=False, verbose=0)
 
 
-@pytest.mark.parametrize("fitted", [False, True], ids=["fresh", "after fit"])
 @pytest.mark.parametrize("make", [chain, classifier, "built"], ids=["seq", "nested", "built"])
-@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "everything"])
+@pytest.mark.parametrize(
+    ("fitted", "policy"),
+    [(False, "backbone"), (False, "biases"), *((True, policy) for policy in POLICIES)],
+)
 def test_frozen_to_the_bit_and_all_else_moves(make, fitted, policy):
     model = compiled(make, fitted)
-    selector = POLICIES[policy][0]()
+    selector = POLICIES[policy]()
     chosen = {u.path for u in select.resolve(selector, model)}
     change = freeze(model, selector)
     assert set(change.frozen) == chosen & learners(model)

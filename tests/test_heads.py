@@ -115,6 +115,17 @@ def test_bad_input_names_the_fix(call, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_first_loss_is_near_that_of_a_guess(scale):
+    head = Classification(20)
+    inputs = keras.Input((256,))
+    model = keras.Model(inputs, head(inputs))
+    model.compile("sgd", head.loss)
+    x = scale * np.random.default_rng(0).normal(size=(64, 256)).astype("float32")
+    loss = model.evaluate(x, np.arange(64) % 20, verbose=0)
+    assert loss == pytest.approx(np.log(20), rel=0.25)
+
+
 def test_several_heads_share_one_base():
     base = residual()
     first = build(base, heads.Classification(3), learning_rate=1e-2)

@@ -95,11 +95,19 @@ def load(
     axis = -1 if keras.config.image_data_format() == "channels_last" else 1
     before = list(preprocess(name, network.input_shape[axis]))
     if from_file:
-        files.load_into(network, weights, name)
+        files.load_into(network, weights, name, _with_top(name, weights))
         before += _missing_rescaling(name, network)
     shown = Path(weights).name if from_file else weights
     more = "".join(f", {k}={v!r}" for k, v in options.items())
     return Backbone(network, tuple(before), f"{name}, weights={shown!r}{more}")
+
+
+def _with_top(name: str, weights: str | os.PathLike) -> str:
+    return (
+        " (a classifier's kernel and bias more? then use the file without top, or "
+        f"backbone(keras.applications.{names()[name].__name__}(weights={str(weights)!r}), "
+        f"preprocessing={name!r}))"
+    )
 
 
 def _check_options(name: str, function: Callable, options: dict[str, Any]) -> None:

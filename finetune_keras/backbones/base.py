@@ -51,7 +51,7 @@ class Backbone:
         """New symbolic inputs of the shape and dtype that the network takes."""
         return keras.tree.map_structure(
             lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name),
-            self.network.input,
+            graph.ends(self.network)[0],
         )
 
     @functools.cached_property

@@ -68,13 +68,14 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_first_line(e)}") from e
 
 
-def load_into(model: keras.Model, path: str | os.PathLike, name: str) -> None:
+def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str = "") -> None:
     """Loads weights into a new model, and makes sure that the file is for it, whole.
 
     Args:
         model: its weights are overwritten.
         path: ``.weights.h5``, ``.h5`` or ``.keras``.
         name: of the architecture, for messages.
+        hint: what to do if the file holds a classifier's kernel and bias besides.
 
     Raises:
         WeightsError: if shapes or the number of weights differ.
@@ -82,10 +83,10 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str) -> None:
     path = existing(path)
     kind(path)
     have, want = _count(path), sum(1 for _ in model.weights)
-    if have is not None and have != want:
+    if have != want:
         raise WeightsError(
             f"{str(path)!r} is for another architecture: it holds {have} weight arrays and "
-            f"{name!r} has {want}{_hint(have, want)}"
+            f"{name!r} has {want}{hint if have == want + 2 else ''}"
         )
     try:
         model.load_weights(path)
@@ -93,17 +94,8 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str) -> None:
         raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_first_line(e)}") from e
 
 
-def _hint(have: int, want: int) -> str:
-    more = have - want
-    return (
-        " (two more: if it was saved with its classifier, pass include_top=True)"
-        if more == 2
-        else ""
-    )
-
-
-def _count(path: Path) -> int | None:
-    """Number of weight arrays in the file; None if the layout is not known."""
+def _count(path: Path) -> int:
+    """Number of weight arrays in the file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             data: object = io.BytesIO(archive.read("model.weights.h5"))

@@ -81,6 +81,8 @@ def _paths(model: keras.Model, prefix: str = ""):
 
 def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[str, ...]]:
     """Cuts at a path; nested models stay nested, the one with the cut in it is shortened."""
+    if isinstance(model, keras.Sequential):
+        return _cut_sequential(model, path)
     this = graph.tape(model)
     step = [s for s in this.steps if s.op.name == path[0]][-1]
     inner_dropped: tuple[str, ...] = ()
@@ -93,3 +95,16 @@ def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[s
     kept = {id(op) for op in short.operations} | {id(step.op)}
     dropped = [s.op.name for s in this.steps if id(s.op) not in kept]
     return short, (*inner_dropped, *dict.fromkeys(dropped))
+
+
+def _cut_sequential(model: keras.Sequential, path: list[str]) -> tuple[keras.Model, tuple]:
+    """The same for a sequential model, which stays one: its ``layers`` have no input layer, and
+    ``select.first`` counts as they do."""
+    at = [layer.name for layer in model.layers].index(path[0])
+    kept, dropped = list(model.layers[: at + 1]), [x.name for x in model.layers[at + 1 :]]
+    inner: tuple[str, ...] = ()
+    if len(path) > 1:
+        kept[-1], inner = _cut_path(kept[-1], path[1:])
+    start = model.inputs[0]
+    first = keras.Input(batch_shape=start.shape, dtype=start.dtype, name=start.name)
+    return keras.Sequential([first, *kept], name=model.name), (*inner, *dropped)

@@ -11,7 +11,7 @@ import keras
 from finetune_keras import parts, record
 from finetune_keras._errors import HeadError, nearest
 
-__all__ = ["Head", "check_features", "dense", "name", "pool"]
+__all__ = ["Head", "check_features", "dense", "name", "near_zero", "pool"]
 
 
 class Head(abc.ABC):
@@ -129,6 +129,15 @@ def check_number(what: str, value: Any, low: float, high: float = math.inf) -> N
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise HeadError(f"{what} must be a number from {low:g}{upper}; given {value!r}")
+
+
+def near_zero() -> keras.initializers.Initializer:
+    """For a last kernel: deviation 0.01 of the logits for features of unit scale.
+
+    Keras' default would make features of a large scale start at a saturated softmax, and from
+    probabilities that are clipped (as on JAX and PyTorch) no gradient flows.
+    """
+    return keras.initializers.VarianceScaling(1e-4, mode="fan_in", distribution="truncated_normal")
 
 
 def dense(units: int, part: str, **kwargs: Any) -> keras.layers.Dense:

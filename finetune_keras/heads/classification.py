@@ -36,7 +36,9 @@ class Classification(base.Head):
         multi_label: whether an example may have several classes, or none.
         class_names: one name a class, in the order of the labels; they travel in the file.
 
-    The output is float32, whatever the backbone computes in.
+    The output is float32, whatever the backbone computes in. The last layer starts near zero, so
+    that the first predictions are near uniform and the first loss near ``log(num_classes)``, at
+    any scale of the features.
 
     Raises:
         HeadError: for arguments out of range, and when called on features that do not fit.
@@ -118,6 +120,7 @@ class Classification(base.Head):
             self.num_classes,
             "output",
             activation="sigmoid" if self._binary else "softmax",
+            kernel_initializer=base.near_zero(),
             kernel_regularizer=penalty,
             dtype="float32",
         )(x)
