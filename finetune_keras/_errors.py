@@ -27,7 +27,7 @@ class HeadError(ValueError):
 def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     """Returns the end of a sentence: the closest of ``names``, or the first few of them.
 
-    Example:
+    Examples:
 
     >>> nearest("resnet5", ["resnet50", "vgg16"])
     "did you mean 'resnet50'?"

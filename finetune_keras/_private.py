@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["compile_arguments", "decay_exclusions", "own_weights", "sublayers"]
+__all__ = ["built_on", "compile_arguments", "decay_exclusions", "own_weights", "sublayers"]
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -43,6 +43,15 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     Python function does not come back from that.
     """
     return dict(model._compile_config.config)
+
+
+def built_on(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that an optimizer was built for, in its order; empty before that.
+
+    ``model.trainable_variables`` is the same list only while nobody changes a flag by hand, or
+    through another model that shares layers.
+    """
+    return list(optimizer._trainable_variables)
 
 
 def decay_exclusions(

@@ -50,7 +50,7 @@ def blocks(model: keras.Model) -> tuple[Block, ...]:
         model: any built ``keras.Model``. A subclassed model, whose graph cannot be read, is one
             block.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([
     ...     keras.Input((8, 8, 3)),

@@ -54,7 +54,7 @@ def build(
         HeadError: if the head does not fit the features, or there is a head already.
         ValueError: if nothing would learn. The backbone's flags are then as they were.
 
-    Example:
+    Examples:
 
     >>> import finetune_keras as ftk
     >>> from finetune_keras import heads, select
@@ -88,7 +88,7 @@ def build(
     try:
         if freeze is not None:
             divided = parts.parts(model)
-            off = {id(u.variable) for u in select.resolve_parts(freeze, divided)}
+            off = {id(u.variable) for u in select.resolve_parts(divided, freeze)}
             units = divided.opened.units
             flags.put(model, units, flags.on(units, model) - off)
         if not model.trainable_variables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import keras
@@ -53,7 +54,7 @@ def compile(  # noqa: A001 - Keras' own word for it
     Raises:
         ValueError: if the model was never compiled and no loss is given, or nothing learns.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> model = compile(model, loss="mse")
@@ -82,13 +83,16 @@ def compile(  # noqa: A001 - Keras' own word for it
         )
     with scope(model):
         if optimizer is None and model.compiled:
-            old = model.optimizer
-            new = optimizers.carry(
-                old,
-                model.trainable_variables,
-                model.trainable_variables,
-                learning_rate=learning_rate,
-            ).optimizer
+            carried = optimizers.carry(
+                model.optimizer, model.trainable_variables, learning_rate=learning_rate
+            )
+            if carried.restarted:
+                kind = type(optimizers.innermost(carried.optimizer)).__name__
+                warnings.warn(
+                    f"the slots of {kind} could not be carried over and start at zero",
+                    stacklevel=2,
+                )
+            new = carried.optimizer
         else:
             probe = optimizers.make(optimizer or "adamw")
             new = optimizers.make(

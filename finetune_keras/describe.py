@@ -149,7 +149,7 @@ def describe(model: keras.Model) -> Description:
     Returns:
         A :class:`Description`: text by ``print``, a table in a notebook, values by ``to_dict()``.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([
     ...     keras.Input((8, 8, 3)),
@@ -212,10 +212,9 @@ def _row(name: str, part: str, units, model: keras.Model, rate: float | None) ->
 
 
 def _optimizer(model: keras.Model, rate: float) -> str:
-    inner = optimizers.innermost(model.optimizer)
-    kind = type(inner).__name__
-    scheduled = isinstance(inner.get_config().get("learning_rate"), dict)
-    return f"{kind}, learning rate {rate:.3g}" + (" now, by a schedule" if scheduled else "")
+    kind = type(optimizers.innermost(model.optimizer)).__name__
+    now = " now, by a schedule" if optimizers.scheduled(model.optimizer) else ""
+    return f"{kind}, learning rate {rate:.3g}{now}"
 
 
 def _notes(divided: parts.Parts) -> tuple[str, ...]:
@@ -233,11 +232,13 @@ def _notes(divided: parts.Parts) -> tuple[str, ...]:
     on = [u for u in seen.units if u.learnable and flags.is_on(u, model)]
     if not on:
         notes.append("nothing learns")
-    still = [
-        layer
-        for _, layer in seen.layers
-        if isinstance(layer, keras.layers.BatchNormalization) and not layer.trainable
-    ]
+    norms = [x for _, x in seen.layers if isinstance(x, keras.layers.BatchNormalization)]
+    still = sum(not x.trainable for x in norms)
     if still:
-        notes.append(f"{len(still)} batch normalisations are frozen and run in inference mode")
+        notes.append(f"{still} batch normalisations are frozen and run in inference mode")
+    if len(norms) > still:
+        notes.append(
+            f"{len(norms) - still} batch normalisations learn: fit normalises by the batch and "
+            "moves their statistics"
+        )
     return tuple(notes)

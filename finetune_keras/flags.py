@@ -62,7 +62,7 @@ def put(model: keras.Model, units: Iterable[graph.Unit], state: frozenset[int]) 
 class Snapshot:
     """The flags of a model as they are, to go back to.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> before = Snapshot(model)

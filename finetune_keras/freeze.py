@@ -27,6 +27,7 @@ class Change:
         thawed: paths of variables that learn now and did not before.
         norms: paths of normalisation variables that were selected to thaw and stay frozen.
         learning_rate: the rate before and after; ``None`` if the model is not compiled.
+        schedule_dropped: whether a learning rate schedule gave way to that constant rate.
         restarted: whether the optimizer's slots could not be kept and start at zero.
     """
 
@@ -34,6 +35,7 @@ class Change:
     thawed: tuple[str, ...]
     norms: tuple[str, ...] = ()
     learning_rate: tuple[float, float] | None = None
+    schedule_dropped: bool = False
     restarted: bool = False
 
     def __str__(self) -> str:
@@ -47,7 +49,11 @@ class Change:
                 "(norms=True thaws them)"
             )
         if self.learning_rate and self.learning_rate[0] != self.learning_rate[1]:
-            lines.append("learning rate: {:.3g} -> {:.3g}".format(*self.learning_rate))
+            constant = ", constant from now on: the schedule was dropped"
+            lines.append(
+                "learning rate: {:.3g} -> {:.3g}".format(*self.learning_rate)
+                + (constant if self.schedule_dropped else "")
+            )
         if self.restarted:
             lines.append("the optimizer's slots could not be matched and start at zero")
         return "\n".join(lines) or "nothing changed"
@@ -75,7 +81,7 @@ def freeze(model: keras.Model, selector: select.Selector, *, only: bool = False)
     Raises:
         SelectionError: if the selector matches nothing. The model is then as it was.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([
     ...     keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")])
@@ -83,7 +89,7 @@ def freeze(model: keras.Model, selector: select.Selector, *, only: bool = False)
     frozen: 2 variables in a
     """
     divided = _opened(model)
-    chosen = _ids(select.resolve_parts(selector, divided))
+    chosen = _ids(select.resolve_parts(divided, selector))
     units = divided.opened.units
     now = flags.on(units, model)
     all_ = _ids(flags.switches(units))
@@ -95,7 +101,7 @@ def thaw(
     selector: select.Selector,
     *,
     only: bool = False,
-    learning_rate: float | None = None,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     norms: bool = False,
 ) -> Change:
     """Lets variables learn from the next ``fit`` on.
@@ -110,7 +116,7 @@ def thaw(
         model: a built ``keras.Model``, compiled or not, trained or not.
         selector: what to thaw, such as ``select.after("conv4_block6_out")``.
         only: thaw this and nothing else, so that all the rest is frozen.
-        learning_rate: the rate from now on.
+        learning_rate: the rate from now on, a number or a schedule.
         norms: thaw normalisation layers too. By default they stay as they are, gamma and beta
             included: their statistics belong to the pretraining data, and a few small batches
             of new data spoil them.
@@ -122,7 +128,7 @@ def thaw(
         SelectionError: if the selector matches nothing that can be thawed. The model is then as
             it was.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([
     ...     keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")])
@@ -131,7 +137,7 @@ def thaw(
     thawed: 2 variables in b
     """
     divided = _opened(model)
-    found = select.resolve_parts(selector, divided)
+    found = select.resolve_parts(divided, selector)
     units = divided.opened.units
     now = flags.on(units, model)
     held = [u for u in found if not norms and blocks.is_norm(u.layer)]
@@ -173,12 +179,11 @@ def _change(
     head = _ids(divided.head_units)
     joins = any(id(u.variable) in wanted - now and id(u.variable) not in head for u in learners)
     before = flags.Snapshot(model)
-    old_variables = list(model.trainable_variables)
     try:
         flags.put(model, units, wanted)
-        rates, restarted = None, False
+        done = {}
         if model.compiled and model.optimizer is not None:
-            rates, restarted = _recompile(model, old_variables, joins, learning_rate)
+            done = _recompile(model, joins, learning_rate)
     except BaseException:
         before.restore()
         raise
@@ -187,22 +192,24 @@ def _change(
         frozen=_paths(units, now - wanted),
         thawed=_paths(units, wanted - now),
         norms=norms,
-        learning_rate=rates,
-        restarted=restarted,
+        **done,
     )
 
 
-def _recompile(model, old_variables, joins: bool, learning_rate) -> tuple:
+def _recompile(model: keras.Model, joins: bool, learning_rate) -> dict:
     old = model.optimizer
     rate = optimizers.rate(old)
     if learning_rate is None and joins and rate > optimizers.open_rate(old):
         learning_rate = optimizers.open_rate(old)
     with scope(model):
-        carried = optimizers.carry(
-            old, old_variables, model.trainable_variables, learning_rate=learning_rate
-        )
+        carried = optimizers.carry(old, model.trainable_variables, learning_rate=learning_rate)
         recompile(model, carried.optimizer)
-    return (rate, optimizers.rate(carried.optimizer)), carried.restarted
+    return {
+        "learning_rate": (rate, optimizers.rate(carried.optimizer)),
+        "schedule_dropped": optimizers.scheduled(old)
+        and not optimizers.scheduled(carried.optimizer),
+        "restarted": carried.restarted,
+    }
 
 
 def _paths(units: tuple[graph.Unit, ...], ids: frozenset[int]) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ def opened(model: keras.Model) -> Opened:
     Raises:
         ValueError: if the model has no variables or inputs yet because it was never built.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
     >>> [unit.path for unit in opened(model).units]

@@ -35,7 +35,7 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
     Raises:
         ValueError: if there is no such file, or it is not a ``.keras`` file.
 
-    Example:
+    Examples:
 
     >>> import tempfile
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

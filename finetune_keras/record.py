@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import json
 import zlib
+from collections.abc import Iterator
 
 import keras
 
@@ -77,18 +78,27 @@ def _carrier(model: keras.Model) -> keras.layers.Layer | None:
     return next((x for x in model.layers if x.name.startswith(_PREFIX)), None)
 
 
+def _carriers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The carrier of a model, and of models nested in it."""
+    for x in model.layers:
+        if isinstance(x, keras.Model):
+            yield from _carriers(x)
+        elif x.name.startswith(_PREFIX):
+            yield x
+
+
 def read(model: keras.Model) -> Record | None:
     """The record of a model built by this library, also after plain Keras loaded or cloned it.
 
     Returns:
-        The record, or ``None`` for a model that has none.
+        The record, of a model nested inside if it has none itself, or ``None``.
 
-    Example:
+    Examples:
 
     >>> read(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])) is None
     True
     """
-    found = _carrier(model)
+    found = _carrier(model) or next(_carriers(model), None)
     return None if found is None else _decode(found.name)
 
 

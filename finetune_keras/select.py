@@ -4,7 +4,7 @@ A :class:`Selector` is a description, not a list: it is resolved against a model
 on the opened graph, so that the names of layers inside a nested backbone are found. Selectors
 combine with ``|`` (or), ``&`` (and) and ``~`` (not).
 
-Example:
+Examples:
 
 >>> from finetune_keras import select
 >>> select.backbone() & ~select.norms()
@@ -96,27 +96,29 @@ def _grouped(selector: Selector, operators: str = "|") -> str:
     return f"({text})" if any(f" {op} " in outside for op in operators) else text
 
 
-def resolve(selector: Selector, model: keras.Model) -> tuple[graph.Unit, ...]:
+def resolve(model: keras.Model, selector: Selector) -> tuple[graph.Unit, ...]:
     """The variables that a selector chooses in a model, in the order of the graph.
 
     Args:
-        selector: a selector.
         model: a built ``keras.Model``.
+        selector: a selector.
 
     Raises:
         SelectionError: if it chooses nothing (and is not ``nothing()``, ``first(0)`` or
             ``last(0)``), or names what the model does not have.
 
-    Example:
+    Examples:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
-    >>> [unit.path for unit in resolve(biases(), model)]
+    >>> [unit.path for unit in resolve(model, biases())]
     ['d/bias']
     """
-    return resolve_parts(selector, parts.parts(model))
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"expected a keras.Model; given a {type(model).__name__}")
+    return resolve_parts(parts.parts(model), selector)
 
 
-def resolve_parts(selector: Selector, divided: parts.Parts) -> tuple[graph.Unit, ...]:
+def resolve_parts(divided: parts.Parts, selector: Selector) -> tuple[graph.Unit, ...]:
     """:func:`resolve` for a model that is opened already."""
     if not isinstance(selector, Selector):
         raise TypeError(
@@ -228,7 +230,6 @@ def up_to(name: str) -> Selector:
         lambda p: _ids(
             u for i in graph.ancestors(p.opened, _find(name, p)) for u in p.opened.calls[i].units
         ),
-        may_be_empty=True,
     )
 
 
@@ -258,12 +259,20 @@ def _find(name: str, p: parts.Parts) -> list[int]:
     hits = [q for q in paths if q == name] or [q for q in paths if q.endswith(f"/{name}")]
     if len(hits) > 1:
         raise SelectionError(f"{name!r} is ambiguous: give one of {', '.join(map(repr, hits))}")
+    if not hits and name in _input_names(p.model):
+        return []  # nothing comes before an input, and everything after
     if not hits:
         known = list(dict.fromkeys(q.rsplit("/", 1)[-1] for q in paths))
         raise SelectionError(
             f"no layer {name!r} in the model {p.model.name!r}; {nearest(name, known)}"
         )
     return paths[hits[0]]
+
+
+def _input_names(model: keras.Model) -> set[str]:
+    nested = (x for x in model.layers if isinstance(x, keras.Model))
+    own = {x.name for x in model.layers if isinstance(x, keras.layers.InputLayer)}
+    return own.union(*(_input_names(x) for x in nested))
 
 
 def _prefixes(path: str):
@@ -309,7 +318,7 @@ def of_type(*classes: type) -> Selector:
             )
         return _of_layers(p, layers)
 
-    return Selector(f"select.of_type({text})", choose, may_be_empty=True)
+    return Selector(f"select.of_type({text})", choose)
 
 
 def norms() -> Selector:

@@ -160,6 +160,11 @@ def test_describe_tells_what_learns_and_at_which_rate():
     assert "batch normalisations are frozen" in str(table)
 
 
+def test_describe_notes_normalisations_that_learn():
+    model = build(residual(), heads.Classification(3), freeze=select.first(2))
+    assert "3 batch normalisations learn" in str(describe(model))
+
+
 def test_describe_says_what_it_took_as_the_head():
     assert "what follows the nested model 'inner'" in str(describe(classifier()))
     assert "no head found" in str(describe(residual()))
@@ -216,7 +221,9 @@ def test_class_names_labels_and_origin_travel_also_through_plain_keras(tmp_path)
     model, _, _ = trained()
     model.save(tmp_path / "one.keras")
     keras.models.load_model(tmp_path / "one.keras").save(tmp_path / "two.keras")
-    for m in (load(tmp_path / "two.keras"), keras.models.clone_model(model)):
+    outer_inputs = keras.Input((16, 16, 3))
+    outer = keras.Model(outer_inputs, model(outer_inputs))
+    for m in (load(tmp_path / "two.keras"), keras.models.clone_model(model), outer):
         found = record.read(m)
         assert found.class_names == ("a", "b", "ü")
         assert found.labels == "integers from 0 to 2, shape (batch,)"

@@ -55,7 +55,7 @@ def run(model, epochs=1):
 def test_frozen_to_the_bit_and_all_else_moves(make, fitted, policy):
     model = compiled(make, fitted)
     selector = POLICIES[policy]()
-    chosen = {u.path for u in select.resolve(selector, model)}
+    chosen = {u.path for u in select.resolve(model, selector)}
     change = freeze(model, selector)
     assert set(change.frozen) == chosen & learners(model)
     before = snapshot(model)
@@ -74,7 +74,7 @@ def test_thaw_after_fit_moves_what_was_thawed(make):
     assert change.thawed
     before = snapshot(model)
     run(model)
-    head = {u.path for u in select.resolve(select.head(), model)} & learners(model)
+    head = {u.path for u in select.resolve(model, select.head())} & learners(model)
     assert moved(before, model) & learners(model) == set(change.thawed) | head
 
 

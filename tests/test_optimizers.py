@@ -93,6 +93,8 @@ def test_a_schedule_is_kept_while_it_is_low_and_replaced_when_the_backbone_opens
     assert optimizers.rate(model.optimizer) == pytest.approx(now)
     change = thaw(model, select.up_to("a"))
     assert change.learning_rate == pytest.approx((now, 1e-5))
+    assert change.schedule_dropped
+    assert "the schedule was dropped" in str(change)
     other = keras.optimizers.schedules.CosineDecay(1e-4, 1000)
     change = thaw(model, select.everything(), learning_rate=other)
     assert change.learning_rate[1] == pytest.approx(1e-4, rel=1e-3)
@@ -184,6 +186,28 @@ def test_compile_keeps_what_it_is_not_given():
     compile_(model, optimizer="sgd")
     assert type(model.optimizer).__name__ == "SGD"
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-4)  # all of it learns: 0.01/100
+
+
+def test_state_is_kept_when_flags_were_changed_by_hand():
+    model = fitted(keras.optimizers.Adam(1e-2))
+    before = {
+        k: value(v) for k, v in by_reference(model.optimizer, model.trainable_variables).items()
+    }
+    model.get_layer("b").trainable = False
+    model.get_layer("a").trainable = True
+    compile_(model)
+    after = by_reference(model.optimizer, model.trainable_variables)
+    kept = {k: v for k, v in before.items() if k in after}
+    assert {k[0] for k in kept} == {id(v) for v in model.get_layer("c").trainable_variables}
+    for key, slot in kept.items():
+        np.testing.assert_array_equal(value(after[key]), slot)
+    model.fit(*vectors(), verbose=0)
+
+
+def test_compile_warns_where_slots_cannot_be_carried():
+    model = fitted(keras.optimizers.Adafactor(1e-2))
+    with pytest.warns(UserWarning, match="slots of Adafactor"):
+        compile_(model, learning_rate=1e-3)
 
 
 def test_a_used_optimizer_can_be_given_to_another_model():

@@ -45,6 +45,16 @@ def test_compile_arguments_gives_back_the_objects():
     model.train_on_batch(np.zeros((2, 6)), np.zeros((2, 3)))
 
 
+def test_built_on_is_what_the_optimizer_first_saw():
+    model = chain()
+    optimizer = keras.optimizers.Adam()
+    assert _private.built_on(optimizer) == []
+    optimizer.build(model.trainable_variables)
+    model.layers[0].trainable = False
+    found = [id(v) for v in _private.built_on(optimizer)]
+    assert found == [id(v) for layer in model.layers for v in layer.weights]
+
+
 def test_decay_exclusions_are_found():
     model = chain()
     optimizer = keras.optimizers.AdamW()

@@ -8,7 +8,7 @@ FIRST = {"stem_conv/kernel", "stem_bn/gamma", "stem_bn/beta"}
 
 
 def chosen(selector, model):
-    return {u.path for u in select.resolve(selector, model)}
+    return {u.path for u in select.resolve(model, selector)}
 
 
 def everything(model):
@@ -24,6 +24,14 @@ def test_up_to_is_a_node_and_its_ancestors_and_after_the_rest():
     up = chosen(select.up_to("block1_conv1"), model)
     assert {p.split("/")[0] for p in up} == {"stem_conv", "stem_bn", "block1_conv1"}
     assert chosen(select.after("block1_conv1"), model) == everything(model) - up
+
+
+def test_after_an_input_is_everything():
+    model = built()
+    inputs = [x.name for x in model.layers if isinstance(x, keras.layers.InputLayer)]
+    assert chosen(select.after(inputs[0]), model) == everything(model)
+    with pytest.raises(SelectionError, match="matches nothing"):
+        select.resolve(model, select.up_to(inputs[0]))
 
 
 def test_up_to_a_layer_without_weights_takes_the_whole_residual():
@@ -51,23 +59,23 @@ def test_head_and_backbone_share_out_the_model():
 def test_first_counts_as_keras_does(n):
     model = residual()
     expected = {id(w) for layer in model.layers[:n] for w in layer.weights}
-    assert {id(u.variable) for u in select.resolve(select.first(n), model)} == expected
+    assert {id(u.variable) for u in select.resolve(model, select.first(n))} == expected
 
 
 def test_first_of_layers_without_variables_is_an_error():
     with pytest.raises(SelectionError, match="matches nothing"):
-        select.resolve(select.first(1), residual())  # the input
+        select.resolve(residual(), select.first(1))  # the input
 
 
 def test_first_and_last_of_a_built_model_count_backbone_then_head():
     inner = residual()
     model = build(inner, heads.Classification(3, hidden=[4]))
-    ids = {id(u.variable) for u in select.resolve(select.first(4), model)}
+    ids = {id(u.variable) for u in select.resolve(model, select.first(4))}
     assert ids == {id(w) for layer in inner.layers[:4] for w in layer.weights}
     assert chosen(select.last(1), model) == {"ftk_head_output/kernel", "ftk_head_output/bias"}
     assert chosen(select.last(0), model) == set()
     with pytest.raises(SelectionError, match=f"has {len(inner.layers)} layers"):
-        select.resolve(select.first(len(inner.layers) + 1), model)
+        select.resolve(model, select.first(len(inner.layers) + 1))
 
 
 def test_blocks_count_in_depth_order_without_the_head():
@@ -77,7 +85,7 @@ def test_blocks_count_in_depth_order_without_the_head():
     }
     assert chosen(select.blocks(0), model) == chosen(select.up_to("stem_relu"), model)
     with pytest.raises(SelectionError, match="has 3 blocks"):
-        select.resolve(select.blocks(slice(7, 9)), model)
+        select.resolve(model, select.blocks(slice(7, 9)))
 
 
 def test_norms_biases_types_names_and_where():
@@ -123,6 +131,8 @@ def test_nothing_on_purpose_is_no_error():
         (lambda: ~select.named("typo"), "matches no variable"),
         (lambda: select.of_type(keras.layers.LSTM), "LSTM.*matches no layer"),
         (lambda: select.norms() & select.named("short"), "matches nothing in the model 'residual'"),
+        (lambda: select.up_to("stem_conv") & select.named("block2"), "matches nothing"),
+        (lambda: select.of_type(keras.layers.ReLU), "matches nothing"),
         (lambda: select.first(-1), "0 or more; given -1"),
         (lambda: select.first(1.5), "given 1.5"),
         (lambda: select.named("("), "not a regular expression"),
@@ -132,12 +142,14 @@ def test_nothing_on_purpose_is_no_error():
 )
 def test_what_matches_nothing_is_an_error(selector, message):
     with pytest.raises(SelectionError, match=message):
-        select.resolve(selector(), residual())
+        select.resolve(residual(), selector())
 
 
 def test_a_string_in_place_of_a_selector_names_the_fix():
     with pytest.raises(TypeError, match=r"expected a selector such as select.backbone\(\)"):
-        select.resolve("backbone", residual())
+        select.resolve(residual(), "backbone")
+    with pytest.raises(TypeError, match=r"expected a keras.Model; given a Selector"):
+        select.resolve(select.norms(), residual())
     with pytest.raises(TypeError, match=r"Did you mean select.named\('conv'\)"):
         select.norms() | "conv"
 
@@ -150,6 +162,6 @@ def test_an_ambiguous_name_asks_for_a_path():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, part("two")(part("one")(inputs)))
     with pytest.raises(SelectionError, match="'one/d', 'two/d'"):
-        select.resolve(select.up_to("d"), model)
+        select.resolve(model, select.up_to("d"))
     assert chosen(select.up_to("one/d"), model) == {"one/d/kernel", "one/d/bias"}
     assert chosen(select.after("one/d"), model) == {"two/d/kernel", "two/d/bias"}

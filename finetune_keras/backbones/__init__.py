@@ -57,7 +57,7 @@ def backbone(
         ValueError: for an unknown name, layer or shape.
         WeightsError: if weights are missing, cannot be fetched, or belong to another architecture.
 
-    Example:
+    Examples:
 
     >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
     >>> base.model.output_shape, len(base.blocks)

@@ -26,7 +26,7 @@ class Backbone:
         source: where it came from, in words.
         dropped: names of the layers that were cut off to get at the features.
 
-    Example:
+    Examples:
 
     >>> from finetune_keras import backbone
     >>> base = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 3))

@@ -33,7 +33,7 @@ def existing(path: str | os.PathLike) -> Path:
     if not path.parent.is_dir():
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
-    raise WeightsError(f"no file {str(path)!r}; {nearest(path.name, have)}")
+    raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
 
 
 def kind(path: Path) -> str:
@@ -63,7 +63,9 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"to, as in backbone('resnet50', weights={str(path)!r})"
         )
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(
+            path, compile=False, custom_objects={"DepthwiseConv2D": _DepthwiseConv2D}
+        )
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
         raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_first_line(e)}") from e
 
@@ -114,6 +116,16 @@ def _count(path: Path) -> int:
         return len(arrays)
 
 
+class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Reads files of Keras 2, which wrote a ``groups`` that Keras 3 refuses."""
+
+    @classmethod
+    def from_config(cls, config):
+        """A plain Keras layer, so that saving it again needs nothing of ours."""
+        config = {k: v for k, v in config.items() if k != "groups"}
+        return keras.layers.DepthwiseConv2D.from_config(config)
+
+
 def _h5py():
     import h5py  # comes with Keras; read here alone
 
@@ -122,4 +134,5 @@ def _h5py():
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"

@@ -99,7 +99,8 @@ def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[s
 
 def _cut_sequential(model: keras.Sequential, path: list[str]) -> tuple[keras.Model, tuple]:
     """The same for a sequential model, which stays one: its ``layers`` have no input layer, and
-    ``select.first`` counts as they do."""
+    ``select.first`` counts as they do.
+    """
     at = [layer.name for layer in model.layers].index(path[0])
     kept, dropped = list(model.layers[: at + 1]), [x.name for x in model.layers[at + 1 :]]
     inner: tuple[str, ...] = ()

@@ -43,7 +43,7 @@ class Classification(base.Head):
     Raises:
         HeadError: for arguments out of range, and when called on features that do not fit.
 
-    Example:
+    Examples:
 
     >>> head = Classification(3, hidden=[8])
     >>> head.labels

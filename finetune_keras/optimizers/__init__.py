@@ -8,6 +8,16 @@ from finetune_keras.optimizers.state import (
     make,
     open_rate,
     rate,
+    scheduled,
 )
 
-__all__ = ["Carried", "carry", "default_rate", "innermost", "make", "open_rate", "rate"]
+__all__ = [
+    "Carried",
+    "carry",
+    "default_rate",
+    "innermost",
+    "make",
+    "open_rate",
+    "rate",
+    "scheduled",
+]

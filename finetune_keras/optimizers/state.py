@@ -19,7 +19,16 @@ from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.optimizers import newcomers
 
-__all__ = ["Carried", "carry", "default_rate", "innermost", "make", "open_rate", "rate"]
+__all__ = [
+    "Carried",
+    "carry",
+    "default_rate",
+    "innermost",
+    "make",
+    "open_rate",
+    "rate",
+    "scheduled",
+]
 
 Optimizer = keras.optimizers.Optimizer
 _OPEN = 0.01  # an open backbone learns at a hundredth of the rate of a new head
@@ -31,8 +40,8 @@ class Carried:
 
     Attributes:
         optimizer: the new one, built on the new variables.
-        restarted: true if its slots could not be matched and start at zero (Adafactor, or flags
-            that were changed by hand since the last compile).
+        restarted: true if its slots could not be matched and start at zero (Adafactor, which
+            makes them in a way of its own).
     """
 
     optimizer: Optimizer
@@ -63,6 +72,11 @@ def open_rate(optimizer: Optimizer) -> float:
 def rate(optimizer: Optimizer) -> float:
     """The learning rate now in force, of a schedule too."""
     return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def scheduled(optimizer: Optimizer) -> bool:
+    """Whether the rate comes from a schedule."""
+    return isinstance(innermost(optimizer).get_config().get("learning_rate"), dict)
 
 
 def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | None = None):
@@ -115,13 +129,7 @@ def _from_config(optimizer: Optimizer, learning_rate=None) -> Optimizer:
     return type(optimizer).from_config(config)
 
 
-def carry(
-    old: Optimizer,
-    old_variables: list[keras.Variable],
-    new_variables: list[keras.Variable],
-    *,
-    learning_rate=None,
-) -> Carried:
+def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=None) -> Carried:
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
     Variables that ``old`` did not know get slots of their own at zero; with Adam, AdamW and Nadam
@@ -129,7 +137,6 @@ def carry(
 
     Args:
         old: a Keras optimizer, built or not. It is not changed, and not used any more.
-        old_variables: the variables it was built on, in that order.
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force.
     """
@@ -140,6 +147,7 @@ def carry(
     slots, rest = _build(new, new_variables)
     if not old.built:
         return Carried(new, restarted=False)
+    old_variables = _private.built_on(old)
     known = _slots_of(old, old_variables)
     restarted = known is None
     if known is None:
