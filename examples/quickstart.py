@@ -143,8 +143,8 @@ def digits(args: argparse.Namespace) -> None:
 
 
 def augmentation() -> keras.layers.Layer:
-    """A slant, as hands differ in theirs."""
-    return keras.layers.RandomShear(0.2, 0.1, fill_mode="constant", seed=1)
+    """A small random tilt."""
+    return keras.layers.RandomPerspective(1.0, 0.3, seed=1)
 
 
 def decay(rate: float) -> keras.optimizers.schedules.LearningRateSchedule:

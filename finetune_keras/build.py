@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def build(
     one nested layer, the head. It is saved by ``model.save`` and loaded by Keras alone.
 
     Args:
-        backbone: from :func:`finetune_keras.backbone`, or a ``keras.Model`` of your own. Its
+        backbone: from `finetune_keras.backbone`, or a ``keras.Model`` of your own. Its
             variables and flags are shared by all models built on it; ``backbone.copy()`` gives
             another.
         head: such as ``heads.Classification(10)``.
@@ -118,6 +119,15 @@ def _augmenters(augment: Any) -> Sequence[keras.layers.Layer]:
         if not isinstance(layer, keras.layers.Layer):
             raise TypeError(
                 f"augment takes Keras layers such as keras.layers.RandomFlip(); given {layer!r}"
+            )
+        try:
+            type(layer).from_config(layer.get_config())
+        except Exception:
+            # keras.layers.RandomShear refuses its own config in Keras 3.15, for one.
+            warnings.warn(
+                f"{type(layer).__name__} cannot be made again from its own config, so a file of "
+                "this model could not be loaded: augment in the data pipeline instead",
+                stacklevel=3,
             )
     return layers
 

@@ -37,7 +37,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What :func:`describe` returns; its text is a table, and in a notebook it shows as one."""
+    """What `describe` returns; its text is a table, and in a notebook it shows as one."""
 
     model: str
     rows: tuple[Row, ...]
@@ -147,7 +147,7 @@ def describe(model: keras.Model) -> Description:
         model: any built ``keras.Model``.
 
     Returns:
-        A :class:`Description`: text by ``print``, a table in a notebook, values by ``to_dict()``.
+        A `Description`: text by ``print``, a table in a notebook, values by ``to_dict()``.
 
     Examples:
 

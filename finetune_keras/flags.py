@@ -2,7 +2,7 @@
 
 Keras keeps a flag on every layer and every variable; setting one on a holder of layers sets all
 below it, and a normalisation layer is in inference mode only if its own layer flag is off. Here a
-state is the set of variables that are *on*, and :func:`put` sets every flag from it.
+state is the set of variables that are *on*, and `put` sets every flag from it.
 """
 
 from __future__ import annotations

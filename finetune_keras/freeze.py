@@ -76,7 +76,7 @@ def freeze(model: keras.Model, selector: select.Selector, *, only: bool = False)
         only: freeze this and nothing else, so that all the rest learns.
 
     Returns:
-        A :class:`Change` that lists what was frozen.
+        A `Change` that lists what was frozen.
 
     Raises:
         SelectionError: if the selector matches nothing. The model is then as it was.
@@ -122,7 +122,7 @@ def thaw(
             of new data spoil them.
 
     Returns:
-        A :class:`Change` that lists what was thawed and which normalisations stay frozen.
+        A `Change` that lists what was thawed and which normalisations stay frozen.
 
     Raises:
         SelectionError: if the selector matches nothing that can be thawed. The model is then as

@@ -1,6 +1,6 @@
 """The walk: what a model is made of, in the order in which it computes.
 
-A Keras model is a graph of calls, some of which are models themselves. :func:`opened` lists the
+A Keras model is a graph of calls, some of which are models themselves. `opened` lists the
 calls of all of them in topological order, nested models opened, with unique paths. Nothing is
 built or changed: the result is data about the model, and selectors, blocks, freezing and
 ``describe`` all read it.
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One call at one level of a model, on the symbolic tensors of its :class:`Tape`."""
+    """One call at one level of a model, on the symbolic tensors of its `Tape`."""
 
     op: keras.Operation
     args: tuple
@@ -316,7 +316,7 @@ def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
         inputs: symbolic tensors in the structure of ``model.input``.
 
     Returns:
-        The tensors, numbered as in :func:`opened`. The layers and variables are the model's own.
+        The tensors, numbered as in `opened`. The layers and variables are the model's own.
     """
     tensors: list[keras.KerasTensor] = []
 

@@ -22,7 +22,7 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
     ``keras.models.load_model`` restores the graph, the weights, one flag for each layer and the
     optimizer. This also restores the flags of single variables and of layers inside layers, the
     optimizer's state in spite of them, and the correction of recently thawed variables. Class
-    names and kind of labels are read by :func:`finetune_keras.describe`. A file of plain Keras is
+    names and kind of labels are read by `finetune_keras.describe`. A file of plain Keras is
     loaded as Keras would.
 
     Args:

@@ -57,7 +57,7 @@ class Parts:
 def parts(model: keras.Model) -> Parts:
     """Opens ``model`` and finds its head.
 
-    In a model from :func:`finetune_keras.build` the head is made of the layers named
+    In a model from `finetune_keras.build` the head is made of the layers named
     ``ftk_head_*``. In any other model it is, by the first rule that fits: what follows the one
     nested model that holds most of the parameters; what follows the pooling or flattening that
     turns maps or sequences into vectors; the last dense layer, if it looks like a classifier.

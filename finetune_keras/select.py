@@ -1,6 +1,6 @@
 """One way to choose layers and variables, for freezing and all that works by depth.
 
-A :class:`Selector` is a description, not a list: it is resolved against a model when it is used,
+A `Selector` is a description, not a list: it is resolved against a model when it is used,
 on the opened graph, so that the names of layers inside a nested backbone are found. Selectors
 combine with ``|`` (or), ``&`` (and) and ``~`` (not).
 
@@ -119,7 +119,7 @@ def resolve(model: keras.Model, selector: Selector) -> tuple[graph.Unit, ...]:
 
 
 def resolve_parts(divided: parts.Parts, selector: Selector) -> tuple[graph.Unit, ...]:
-    """:func:`resolve` for a model that is opened already."""
+    """`resolve` for a model that is opened already."""
     if not isinstance(selector, Selector):
         raise TypeError(
             f"expected a selector such as select.backbone() or select.first(10); given {selector!r}"
@@ -153,7 +153,7 @@ def nothing() -> Selector:
 
 def head() -> Selector:
     """The head: the layers named ``ftk_head_*``, or in a model that was not built here what
-    :func:`finetune_keras.describe` shows as its head.
+    `finetune_keras.describe` shows as its head.
     """
 
     def choose(p: parts.Parts) -> _Ids:
@@ -175,7 +175,7 @@ def backbone() -> Selector:
 def first(n: int) -> Selector:
     """The first ``n`` layers as Keras counts them, inputs and layers without weights too.
 
-    Of a model from :func:`finetune_keras.build`, the first ``n`` of the backbone's own
+    Of a model from `finetune_keras.build`, the first ``n`` of the backbone's own
     ``.layers``, without the preprocessing that was put before it; of any other,
     ``model.layers[:n]``. A nested model counts as one.
     """
@@ -234,7 +234,7 @@ def up_to(name: str) -> Selector:
 
 
 def after(name: str) -> Selector:
-    """All that :func:`up_to` leaves: what comes after ``name``, and what runs beside it."""
+    """All that `up_to` leaves: what comes after ``name``, and what runs beside it."""
     up = up_to(name)
     return Selector(f"select.after({name!r})", lambda p: _all(p) - up._choose(p))
 

@@ -63,6 +63,19 @@ def test_augmentation_runs_on_raw_inputs_and_in_training_only():
     model.fit(x, y, verbose=0)
 
 
+def test_augmentation_that_could_not_be_loaded_again_warns():
+    class Odd(keras.layers.Layer):
+        def __init__(self, amount):
+            super().__init__()
+            self.amount = amount
+
+        def call(self, x):
+            return x
+
+    with pytest.warns(UserWarning, match="Odd cannot be made again"):
+        build(residual(), heads.Classification(3), augment=Odd(amount=2))
+
+
 def test_it_learns_from_raw_images():
     model = build(
         ftk.backbone(residual(), preprocessing=keras.layers.Rescaling(1 / 127.5, -1)),

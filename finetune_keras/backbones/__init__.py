@@ -51,7 +51,7 @@ def backbone(
             as ``alpha=0.35``.
 
     Returns:
-        A :class:`Backbone`.
+        A `Backbone`.
 
     Raises:
         ValueError: for an unknown name, layer or shape.

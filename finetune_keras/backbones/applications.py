@@ -64,7 +64,7 @@ def load(
     """One architecture of ``keras.applications`` without its classifier.
 
     Args:
-        name: a key of :func:`names`.
+        name: a key of `names`.
         weights: ``"imagenet"``, ``None`` for random ones, or a path to a file.
         input_shape: of one image; ``None`` for any size.
         **options: what the Keras function takes besides, such as ``alpha=0.35``.

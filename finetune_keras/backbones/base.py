@@ -21,7 +21,7 @@ class Backbone:
 
     Attributes:
         network: the network itself: preprocessed inputs in, features out. Models built on this
-            backbone share it, its variables and its flags; :meth:`copy` gives another.
+            backbone share it, its variables and its flags; `copy` gives another.
         preprocessing: what raw inputs pass through first, in order.
         source: where it came from, in words.
         dropped: names of the layers that were cut off to get at the features.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def looks_like_file(source: object) -> bool:
 
 
 def existing(path: str | os.PathLike) -> Path:
-    """The path, or a :class:`WeightsError` that names what the folder has instead."""
+    """The path, or a `WeightsError` that names what the folder has instead."""
     path = Path(path).expanduser()
     if path.is_file():
         return path
@@ -67,7 +68,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             path, compile=False, custom_objects={"DepthwiseConv2D": _DepthwiseConv2D}
         )
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
-        raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_first_line(e)}") from e
+        raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_reason(e)}") from e
 
 
 def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str = "") -> None:
@@ -93,7 +94,7 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     try:
         model.load_weights(path)
     except Exception as e:
-        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_first_line(e)}") from e
+        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_reason(e)}") from e
 
 
 def _count(path: Path) -> int:
@@ -114,6 +115,30 @@ def _count(path: Path) -> int:
 
         group.visititems(note)
         return len(arrays)
+
+
+class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Reads files of Keras 2, which wrote a ``groups`` that Keras 3 refuses."""
+
+    @classmethod
+    def from_config(cls, config):
+        """A plain Keras layer, so that saving it again needs nothing of ours."""
+        config = {k: v for k, v in config.items() if k != "groups"}
+        return keras.layers.DepthwiseConv2D.from_config(config)
+
+
+def _h5py():
+    import h5py  # comes with Keras; read here alone
+
+    return h5py
+
+
+def _reason(error: BaseException) -> str:
+    """What Keras says, in one line without colours and lists of arguments."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by")[0]
+    text = re.sub(r"Exception encountered when calling [\w.()]+\.", "", text)
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"
 
 
 class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):

@@ -56,7 +56,7 @@ def name(part: str) -> str:
 
 
 def check_features(features: Any, head: Head) -> None:
-    """Raises :class:`HeadError` unless ``features`` is one floating-point tensor."""
+    """Raises `HeadError` unless ``features`` is one floating-point tensor."""
     kind = type(head).__name__
     if isinstance(features, dict):
         raise HeadError(
@@ -119,13 +119,13 @@ def pool(features: keras.KerasTensor, pooling: str | None) -> keras.KerasTensor:
 
 
 def check_pooling(pooling: str | None) -> None:
-    """Raises :class:`HeadError` for a pooling that there is not."""
+    """Raises `HeadError` for a pooling that there is not."""
     if pooling is not None and pooling not in _POOLS:
         raise HeadError(f"unknown pooling={pooling!r}; {nearest(str(pooling), _POOLS)}")
 
 
 def check_number(what: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raises :class:`HeadError` unless ``low <= value < high``."""
+    """Raises `HeadError` unless ``low <= value < high``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise HeadError(f"{what} must be a number from {low:g}{upper}; given {value!r}")

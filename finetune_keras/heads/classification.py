@@ -18,13 +18,11 @@ __all__ = ["Classification"]
 class Classification(base.Head):
     """Pooling, hidden dense layers, and a dense layer that gives probabilities.
 
-    ============================== ========== ============================ ====================
-    arguments                      output     labels                       loss
-    ============================== ========== ============================ ====================
-    ``num_classes`` of 2 or more   softmax    integers ``(batch,)``        cross-entropy
-    ``num_classes=1``              a sigmoid  0 or 1, ``(batch,)``         binary cross-entropy
-    ``multi_label=True``           sigmoids   0 or 1, ``(batch, classes)`` binary cross-entropy
-    ============================== ========== ============================ ====================
+    | arguments                  | output    | labels                     | loss                 |
+    |----------------------------|-----------|----------------------------|----------------------|
+    | `num_classes` of 2 or more | softmax   | integers `(batch,)`        | cross-entropy        |
+    | `num_classes=1`            | a sigmoid | 0 or 1, `(batch,)`         | binary cross-entropy |
+    | `multi_label=True`         | sigmoids  | 0 or 1, `(batch, classes)` | binary cross-entropy |
 
     Attributes:
         num_classes: number of classes; 1 for a yes-or-no question.

@@ -1,20 +1,17 @@
-r"""Bias correction of their own for variables that join a running optimizer.
+"""Bias correction of their own for variables that join a running optimizer.
 
-Adam divides its moments by :math:`1-\beta^t` because they start at zero (Kingma and Ba 2015,
-section 3, arXiv:1412.6980). A variable thawed after many steps also starts at zero, but the
-optimizer's ``t`` is large and corrects nothing: its steps begin at 1.4 to 3 times the learning
-rate. Here each newcomer's step is scaled by the ratio of the two corrections,
+Adam divides its moments by `1 - beta^t` because they start at zero (Kingma and Ba 2015, section 3,
+arXiv:1412.6980). A variable thawed after many steps also starts at zero, but the optimizer's `t` is
+large and corrects nothing: under a constant gradient its steps begin at up to 3 times the learning
+rate and grow to 6. Here each newcomer's step is scaled by the ratio of the two corrections,
 
-.. math::
+    f = [sqrt(1 - beta_2^t') / (1 - beta_1^t')] / [sqrt(1 - beta_2^t) / (1 - beta_1^t)]
 
-    f = \frac{\sqrt{1-\beta_2^{t'}}\,/\,(1-\beta_1^{t'})}
-             {\sqrt{1-\beta_2^{t}}\,/\,(1-\beta_1^{t})}
-
-where :math:`t'` counts from the thaw, so that it moves as if its own training had just begun.
-The factor tends to 1 within about :math:`1/(1-\beta_2)` steps. For the first ten steps no
-element moves by more than the learning rate, whatever the gradients do (Nadam's step follows the
-latest gradient and would overshoot where gradients grow); after that the limit rises with the
-step and soon binds nothing.
+where `t'` counts from the thaw, so that it moves as if its own training had just begun. The factor
+tends to 1 within about `1 / (1 - beta_2)` steps. For the first ten steps no element moves by more
+than the learning rate, whatever the gradients do (Nadam's step follows the latest gradient and
+would overshoot where gradients grow); after that the limit rises with the step and soon binds
+nothing.
 """
 
 from __future__ import annotations
@@ -99,10 +96,10 @@ def _correction(optimizer):
 
 
 def _nadam(b1: float, second):
-    r"""Nadam's step under a constant gradient, normalised to one learning rate (Dozat 2016).
+    """Nadam's step under a constant gradient, normalised to one learning rate (Dozat 2016).
 
-    Its momentum schedule :math:`u_t = \beta_1 (1 - 0.96^t / 2)` and the product of all
-    :math:`u` so far are shared by all variables; only the moments are the newcomer's own.
+    Its momentum schedule `u_t = beta_1 (1 - 0.96^t / 2)` and the product of all
+    `u` so far are shared by all variables; only the moments are the newcomer's own.
     """
     # The product vanishes long before the table ends: 0.9 ** 512 is 4e-24.
     u = b1 * (1.0 - 0.5 * 0.96 ** np.arange(1, 514))

@@ -1,7 +1,7 @@
 """A fresh optimizer for a new set of variables, with the state of the old one.
 
 Keras builds an optimizer for one list of variables. When what learns changes, the old one is of
-no use (``Unknown variable``) and a new one forgets everything. :func:`carry` makes the new one
+no use (``Unknown variable``) and a new one forgets everything. `carry` makes the new one
 from the old one's config and copies each slot (momentum, second moment, moving average) to the
 variable it belonged to, by identity.
 """
@@ -63,7 +63,7 @@ def default_rate(optimizer: Optimizer) -> float:
 
 
 def open_rate(optimizer: Optimizer) -> float:
-    """The rate for pretrained layers that learn: a hundredth of :func:`default_rate`, which is
+    """The rate for pretrained layers that learn: a hundredth of `default_rate`, which is
     1e-5 for Adam.
     """
     return _OPEN * default_rate(optimizer)
@@ -133,7 +133,7 @@ def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
     Variables that ``old`` did not know get slots of their own at zero; with Adam, AdamW and Nadam
-    their first steps are corrected for that (:mod:`finetune_keras.optimizers.newcomers`).
+    their first steps are corrected for that (`finetune_keras.optimizers.newcomers`).
 
     Args:
         old: a Keras optimizer, built or not. It is not changed, and not used any more.
@@ -210,7 +210,7 @@ def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
 
 
 def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
-    """Like :func:`_build` for an optimizer that exists, or None if its slots cannot be told.
+    """Like `_build` for an optimizer that exists, or None if its slots cannot be told.
 
     A twin is built on the same variables; it makes its own in the same order.
     """
