@@ -29,7 +29,7 @@ import finetune_keras as ftk
 from finetune_keras import heads, select
 
 SIZE = 16  # the digits are 8 x 8; the network was trained at 16 x 16
-STEPS, BATCH = 150, 32
+STEPS, BATCH = 120, 32
 METHODS = ("probe", "fine-tuned", "from scratch", "logistic regression")
 
 

@@ -24,12 +24,12 @@ TOP = "stage3_block1"
 
 def main() -> None:
     """Trains a head, opens the last block in each way, trains again, and prints the table."""
-    ways = {"flags set": by_flags, "and compiled again": by_compile, "ftk.thaw": by_thaw}
+    ways = {"flags set": by_flags, "+ compiled again": by_compile, "ftk.thaw": by_thaw}
     rows = {name: counts(way) for name, way in ways.items()}
     print(f"{keras.backend.backend()}, last block opened after a fit")
-    print(f"{'':<42}" + "".join(f"{name:>20}" for name in rows))
+    print(f"{'':<36}" + "".join(f"{name:>18}" for name in rows))
     for what in next(iter(rows.values())):
-        print(f"{what:<42}" + "".join(f"{column[what]:>20}" for column in rows.values()))
+        print(f"{what:<36}" + "".join(f"{column[what]:>18}" for column in rows.values()))
 
 
 def by_flags(model: keras.Model) -> None:
@@ -76,7 +76,7 @@ def counts(way) -> dict[str, str]:
         return f"{len(moved & mine)} of {len(mine)}"
 
     return {
-        "kernels of the block that then moved": count("kernel"),
+        "kernels of the block that now moved": count("kernel"),
         "its batch statistics that drifted": count("moving_mean", "moving_variance"),
         "optimizer steps it goes on from": f"{kept_steps} of {steps}",
         "head's momentum kept": "yes" if np.array_equal(momentum, kept_momentum) else "no",
@@ -93,7 +93,7 @@ def failed(error: str, model: keras.Model) -> dict[str, str]:
     except Exception:
         weights = "gone"
     return {
-        "kernels of the block that then moved": error,
+        "kernels of the block that now moved": error,
         "its batch statistics that drifted": "",
         "optimizer steps it goes on from": "",
         "head's momentum kept": "",

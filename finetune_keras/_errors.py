@@ -28,9 +28,8 @@ def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     """Returns the end of a sentence: the closest of ``names``, or the first few of them.
 
     Examples:
-
-    >>> nearest("resnet5", ["resnet50", "vgg16"])
-    "did you mean 'resnet50'?"
+        >>> nearest("resnet5", ["resnet50", "vgg16"])
+        "did you mean 'resnet50'?"
     """
     names = list(dict.fromkeys(names))
     # A short name inside a long one ("conv4_block6" for "conv4_block6_out") is close, whatever

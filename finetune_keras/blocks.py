@@ -51,15 +51,14 @@ def blocks(model: keras.Model) -> tuple[Block, ...]:
             block.
 
     Examples:
-
-    >>> model = keras.Sequential([
-    ...     keras.Input((8, 8, 3)),
-    ...     keras.layers.Conv2D(4, 3, name="a"),
-    ...     keras.layers.BatchNormalization(name="a_bn"),
-    ...     keras.layers.Conv2D(4, 3, name="b"),
-    ... ])
-    >>> [block.name for block in blocks(model)]
-    ['a_bn', 'b']
+        >>> model = keras.Sequential([
+        ...     keras.Input((8, 8, 3)),
+        ...     keras.layers.Conv2D(4, 3, name="a"),
+        ...     keras.layers.BatchNormalization(name="a_bn"),
+        ...     keras.layers.Conv2D(4, 3, name="b"),
+        ... ])
+        >>> [block.name for block in blocks(model)]
+        ['a_bn', 'b']
     """
     divided = parts.parts(model)
     return blocks_of(divided.opened, divided.head_calls)

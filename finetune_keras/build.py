@@ -56,13 +56,12 @@ def build(
         ValueError: if nothing would learn. The backbone's flags are then as they were.
 
     Examples:
-
-    >>> import finetune_keras as ftk
-    >>> from finetune_keras import heads, select
-    >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
-    >>> model = ftk.build(base, heads.Classification(10), freeze=select.backbone())
-    >>> model.output_shape, len(model.trainable_variables)
-    ((None, 10), 2)
+        >>> import finetune_keras as ftk
+        >>> from finetune_keras import heads, select
+        >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
+        >>> model = ftk.build(base, heads.Classification(10), freeze=select.backbone())
+        >>> model.output_shape, len(model.trainable_variables)
+        ((None, 10), 2)
     """
     if isinstance(backbone, str):
         raise TypeError(

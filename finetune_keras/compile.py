@@ -55,12 +55,11 @@ def compile(  # noqa: A001 - Keras' own word for it
         ValueError: if the model was never compiled and no loss is given, or nothing learns.
 
     Examples:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> model = compile(model, loss="mse")
-    >>> model = compile(model, learning_rate=1e-4)     # keeps the loss
-    >>> round(float(model.optimizer.learning_rate), 6)
-    0.0001
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model = compile(model, loss="mse")
+        >>> model = compile(model, learning_rate=1e-4)     # keeps the loss
+        >>> round(float(model.optimizer.learning_rate), 6)
+        0.0001
     """
     given = {
         "loss": loss,

@@ -150,25 +150,24 @@ def describe(model: keras.Model) -> Description:
         A `Description`: text by ``print``, a table in a notebook, values by ``to_dict()``.
 
     Examples:
-
-    >>> model = keras.Sequential([
-    ...     keras.Input((8, 8, 3)),
-    ...     keras.layers.Conv2D(4, 3, name="a"),
-    ...     keras.layers.GlobalAveragePooling2D(name="pool"),
-    ...     keras.layers.Dense(2, name="b"),
-    ... ], name="small")
-    >>> print(describe(model))
-    small
-    ---------------------------------------------------------
-          block  layers  parameters  learning  state     rate
-    ---------------------------------------------------------
-    0     pool        1         112       112  learning
-    head  b           1          10        10  learning
-    ---------------------------------------------------------
-          total       2         122       122
-    <BLANKLINE>
-    not compiled
-    head: what follows 'pool'
+        >>> model = keras.Sequential([
+        ...     keras.Input((8, 8, 3)),
+        ...     keras.layers.Conv2D(4, 3, name="a"),
+        ...     keras.layers.GlobalAveragePooling2D(name="pool"),
+        ...     keras.layers.Dense(2, name="b"),
+        ... ], name="small")
+        >>> print(describe(model))
+        small
+        ---------------------------------------------------------
+              block  layers  parameters  learning  state     rate
+        ---------------------------------------------------------
+        0     pool        1         112       112  learning
+        head  b           1          10        10  learning
+        ---------------------------------------------------------
+              total       2         122       122
+        <BLANKLINE>
+        not compiled
+        head: what follows 'pool'
     """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""

@@ -63,13 +63,12 @@ class Snapshot:
     """The flags of a model as they are, to go back to.
 
     Examples:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> before = Snapshot(model)
-    >>> model.trainable = False
-    >>> before.restore()
-    >>> len(model.trainable_variables)
-    2
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> before = Snapshot(model)
+        >>> model.trainable = False
+        >>> before.restore()
+        >>> len(model.trainable_variables)
+        2
     """
 
     def __init__(self, model: keras.Model):

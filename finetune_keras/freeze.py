@@ -82,11 +82,10 @@ def freeze(model: keras.Model, selector: select.Selector, *, only: bool = False)
         SelectionError: if the selector matches nothing. The model is then as it was.
 
     Examples:
-
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")])
-    >>> print(freeze(model, select.first(1)))
-    frozen: 2 variables in a
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((4,)), dense(8, name="a"), dense(2, name="b")])
+        >>> print(freeze(model, select.first(1)))
+        frozen: 2 variables in a
     """
     divided = _opened(model)
     chosen = _ids(select.resolve_parts(divided, selector))
@@ -129,12 +128,11 @@ def thaw(
             it was.
 
     Examples:
-
-    >>> model = keras.Sequential([
-    ...     keras.Input((4,)), keras.layers.Dense(8, name="a"), keras.layers.Dense(2, name="b")])
-    >>> _ = freeze(model, select.everything())
-    >>> print(thaw(model, select.after("a")))
-    thawed: 2 variables in b
+        >>> dense = keras.layers.Dense
+        >>> model = keras.Sequential([keras.Input((4,)), dense(8, name="a"), dense(2, name="b")])
+        >>> _ = freeze(model, select.everything())
+        >>> print(thaw(model, select.after("a")))
+        thawed: 2 variables in b
     """
     divided = _opened(model)
     found = select.resolve_parts(divided, selector)

@@ -182,10 +182,9 @@ def opened(model: keras.Model) -> Opened:
         ValueError: if the model has no variables or inputs yet because it was never built.
 
     Examples:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
-    >>> [unit.path for unit in opened(model).units]
-    ['d/kernel', 'd/bias']
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
+        >>> [unit.path for unit in opened(model).units]
+        ['d/kernel', 'd/bias']
     """
     if not is_functional(model) and not model.built:
         raise ValueError(

@@ -36,13 +36,12 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
         ValueError: if there is no such file, or it is not a ``.keras`` file.
 
     Examples:
-
-    >>> import tempfile
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     model.save(f"{folder}/mine.keras")
-    ...     load(f"{folder}/mine.keras").name == model.name
-    True
+        >>> import tempfile
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/mine.keras")
+        ...     load(f"{folder}/mine.keras").name == model.name
+        True
     """
     path = Path(path)
     if not path.exists():

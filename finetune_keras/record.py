@@ -94,9 +94,8 @@ def read(model: keras.Model) -> Record | None:
         The record, of a model nested inside if it has none itself, or ``None``.
 
     Examples:
-
-    >>> read(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])) is None
-    True
+        >>> read(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])) is None
+        True
     """
     found = _carrier(model) or next(_carriers(model), None)
     return None if found is None else _decode(found.name)

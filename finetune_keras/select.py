@@ -5,10 +5,9 @@ on the opened graph, so that the names of layers inside a nested backbone are fo
 combine with ``|`` (or), ``&`` (and) and ``~`` (not).
 
 Examples:
-
->>> from finetune_keras import select
->>> select.backbone() & ~select.norms()
-select.backbone() & ~select.norms()
+    >>> from finetune_keras import select
+    >>> select.backbone() & ~select.norms()
+    select.backbone() & ~select.norms()
 """
 
 from __future__ import annotations
@@ -108,10 +107,9 @@ def resolve(model: keras.Model, selector: Selector) -> tuple[graph.Unit, ...]:
             ``last(0)``), or names what the model does not have.
 
     Examples:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
-    >>> [unit.path for unit in resolve(model, biases())]
-    ['d/bias']
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="d")])
+        >>> [unit.path for unit in resolve(model, biases())]
+        ['d/bias']
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}")

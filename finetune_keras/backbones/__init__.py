@@ -58,10 +58,9 @@ def backbone(
         WeightsError: if weights are missing, cannot be fetched, or belong to another architecture.
 
     Examples:
-
-    >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
-    >>> base.model.output_shape, len(base.blocks)
-    ((None, 2, 2, 2048), 17)
+        >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
+        >>> base.model.output_shape, len(base.blocks)
+        ((None, 2, 2, 2048), 17)
     """
     if isinstance(source, Backbone):
         made = source

@@ -27,13 +27,12 @@ class Backbone:
         dropped: names of the layers that were cut off to get at the features.
 
     Examples:
-
-    >>> from finetune_keras import backbone
-    >>> base = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 3))
-    >>> base.model.output_shape
-    (None, 2, 2, 1280)
-    >>> sorted(base.taps, key=lambda s: int(s[1:]))
-    ['S2', 'S4', 'S8', 'S16', 'S32']
+        >>> from finetune_keras import backbone
+        >>> base = backbone("mobilenetv2", weights=None, input_shape=(64, 64, 3))
+        >>> base.model.output_shape
+        (None, 2, 2, 1280)
+        >>> sorted(base.taps, key=lambda s: int(s[1:]))
+        ['S2', 'S4', 'S8', 'S16', 'S32']
     """
 
     network: keras.Model

@@ -42,12 +42,11 @@ class Classification(base.Head):
         HeadError: for arguments out of range, and when called on features that do not fit.
 
     Examples:
-
-    >>> head = Classification(3, hidden=[8])
-    >>> head.labels
-    'integers from 0 to 2, shape (batch,)'
-    >>> head(keras.Input((7, 7, 16))).shape
-    (None, 3)
+        >>> head = Classification(3, hidden=[8])
+        >>> head.labels
+        'integers from 0 to 2, shape (batch,)'
+        >>> head(keras.Input((7, 7, 16))).shape
+        (None, 3)
     """
 
     num_classes: int
