@@ -102,7 +102,7 @@ def main() -> None:
     print(f"\n{ftk.describe(model)}")
 
     print("\n2. thaw(model, select.blocks(slice(-3, None)))")
-    head = {u.path for u in select.resolve(select.head(), model)}
+    head = {u.path for u in select.resolve(model, select.head())}
     before, steps = values(model), int(model.optimizer.iterations)
     change = ftk.thaw(model, select.blocks(slice(-3, None)))
     print(change)
