@@ -76,7 +76,7 @@ def pipeline_data(folder: str | None, seed: int) -> tuple[tf.data.Dataset, tf.da
 
 def values(model: keras.Model) -> dict[str, np.ndarray]:
     """Every variable by the path that a ``Change`` lists it under."""
-    units = select.resolve(select.everything(), model)
+    units = select.resolve(model, select.everything())
     return {u.path: np.array(ops.convert_to_numpy(u.variable)) for u in units}
 
 
