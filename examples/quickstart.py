@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--weights", default="auto", help="'imagenet', a file, or 'none'")
     parser.add_argument("--data", help="your own folder: one sub-folder of images a class")
     parser.add_argument("--size", type=int, default=224, help="images of --data are resized to it")
+    parser.add_argument("--preprocessing", default="auto", help="of a file: whose, a name")
     parser.add_argument("--epochs", type=int, default=5, help="for the head, and again for the top")
     parser.add_argument("--seeds", type=int, default=5, help="of the digits: number of repeats")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder to write to")
@@ -59,18 +60,18 @@ def main() -> None:
 def own_folder(args: argparse.Namespace) -> None:
     """The main job: a new head, then the top third of the network, then a file."""
     keras.utils.set_random_seed(0)
+    weights = None if args.weights == "none" else args.weights
+    named = "." not in args.backbone
+    options = {"weights": weights, "input_shape": (args.size, args.size, 3)} if named else {}
+    base = ftk.backbone(args.backbone, preprocessing=args.preprocessing, **options)
     train, val = keras.utils.image_dataset_from_directory(
         args.data,
-        image_size=(args.size, args.size),
+        image_size=[n or args.size for n in base.network.input_shape[1:3]],
         validation_split=0.2,
         subset="both",
         seed=0,
         batch_size=BATCH,
     )
-    weights = None if args.weights == "none" else args.weights
-    named = "." not in args.backbone
-    options = {"weights": weights, "input_shape": (args.size, args.size, 3)} if named else {}
-    base = ftk.backbone(args.backbone, **options)
     names = train.class_names
     model = ftk.build(
         base,
@@ -112,6 +113,7 @@ def digits(args: argparse.Namespace) -> None:
     features = base.model.predict(images, batch_size=599, verbose=0).mean(axis=(1, 2))
 
     shots = (1, 3, 10)
+    print(f"{len(shots) * args.seeds} runs, a minute or two: ", end="", flush=True)
     table = {(m, n): [] for m in METHODS for n in shots}
     for n in shots:
         for seed in range(args.seeds):
@@ -132,8 +134,9 @@ def digits(args: argparse.Namespace) -> None:
 
             raw = regression(1.0).fit(pixels[train] / 16, labels[train])
             table["logistic regression", n].append(raw.score(pixels[test] / 16, labels[test]))
+            print(".", end="", flush=True)
 
-    print(f"accuracy on held-out digits, mean and deviation of {args.seeds} seeds")
+    print(f"\n\naccuracy on held-out digits, mean and deviation of {args.seeds} seeds")
     print(f"{'images a class':<20}" + "".join(f"{n:>16}" for n in shots))
     for m in METHODS:
         cells = (f"{np.mean(table[m, n]):.3f} ± {np.std(table[m, n]):.3f}" for n in shots)

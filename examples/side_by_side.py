@@ -8,6 +8,7 @@ The table in the README is what the first command prints.
 
 from __future__ import annotations
 
+import argparse
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -24,6 +25,9 @@ TOP = "stage3_block1"
 
 def main() -> None:
     """Trains a head, opens the last block in each way, trains again, and prints the table."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     ways = {"flags set": by_flags, "+ compiled again": by_compile, "ftk.thaw": by_thaw}
     rows = {name: counts(way) for name, way in ways.items()}
     print(f"{keras.backend.backend()}, last block opened after a fit")

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from finetune_keras import backbones as _backbones
-from finetune_keras import flags, graph, optimizers, parts, select
+from finetune_keras import flags, graph, parts, select
 from finetune_keras._errors import HeadError
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.compile import compile as _compile
@@ -98,9 +98,7 @@ def build(
             )
         _compile(
             model,
-            optimizer=optimizers.make(optimizer, learning_rate)
-            if isinstance(optimizer, keras.optimizers.Optimizer)
-            else optimizer,
+            optimizer=optimizer,
             learning_rate=learning_rate,
             loss=head.loss,
             metrics=head.metrics,

@@ -39,7 +39,7 @@ class Change:
     restarted: bool = False
 
     def __str__(self) -> str:
-        lines = []
+        lines = [] if self.frozen or self.thawed else ["nothing changed"]
         for word, paths in (("frozen", self.frozen), ("thawed", self.thawed)):
             if paths:
                 lines.append(f"{word}: {len(paths)} variables in {_layers(paths)}")
@@ -56,7 +56,7 @@ class Change:
             )
         if self.restarted:
             lines.append("the optimizer's slots could not be matched and start at zero")
-        return "\n".join(lines) or "nothing changed"
+        return "\n".join(lines)
 
 
 def _layers(paths: tuple[str, ...]) -> str:

@@ -120,7 +120,8 @@ def resolve_parts(divided: parts.Parts, selector: Selector) -> tuple[graph.Unit,
     """`resolve` for a model that is opened already."""
     if not isinstance(selector, Selector):
         raise TypeError(
-            f"expected a selector such as select.backbone() or select.first(10); given {selector!r}"
+            "expected a selector such as select.backbone() or select.first(10); given "
+            + (repr(selector) if isinstance(selector, str) else f"a {type(selector).__name__}")
         )
     chosen = selector._choose(divided)
     if not chosen and not selector._may_be_empty:

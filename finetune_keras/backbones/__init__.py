@@ -128,8 +128,9 @@ def _letters(weights, input_shape, options) -> Backbone:
                 "random weights, or the path of a weights file"
             )
         files.load_into(network, weights, _LETTERS)
+    shown = weights if weights is None else str(weights)
     steps = preprocessing.affine([1 / 127.5], [-1.0])
-    return Backbone(network, tuple(steps), f"{_LETTERS}, weights={str(weights)!r}")
+    return Backbone(network, tuple(steps), f"{_LETTERS}, weights={shown!r}")
 
 
 def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone:

@@ -95,7 +95,11 @@ def load(
     axis = -1 if keras.config.image_data_format() == "channels_last" else 1
     before = list(preprocess(name, network.input_shape[axis]))
     if from_file:
-        files.load_into(network, weights, name, _with_top(name, weights))
+        try:
+            files.load_into(network, weights, name, _with_top(name, weights))
+        except WeightsError as e:
+            sizes = ", ".join(f"{o}=" for o in _options(function) if o != "name")
+            raise WeightsError(f"{e} (check {sizes})" if sizes else str(e)) from e
         before += _missing_rescaling(name, network)
     shown = Path(weights).name if from_file else weights
     more = "".join(f", {k}={v!r}" for k, v in options.items())
@@ -110,10 +114,15 @@ def _with_top(name: str, weights: str | os.PathLike) -> str:
     )
 
 
-def _check_options(name: str, function: Callable, options: dict[str, Any]) -> None:
+def _options(function: Callable) -> list[str]:
+    """What a function of ``keras.applications`` takes besides what `load` decides."""
     fixed = {"include_top", "weights", "input_tensor", "input_shape", "pooling", "classes"}
     fixed |= {"classifier_activation", "weights_name", "include_preprocessing"}
-    allowed = [p for p in inspect.signature(function).parameters if p not in fixed]
+    return [p for p in inspect.signature(function).parameters if p not in fixed]
+
+
+def _check_options(name: str, function: Callable, options: dict[str, Any]) -> None:
+    allowed = _options(function)
     for option in options:
         if option not in allowed:
             raise TypeError(f"{name!r} takes no {option}=; {nearest(option, allowed)}")

@@ -94,7 +94,7 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     try:
         model.load_weights(path)
     except Exception as e:
-        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_reason(e)}") from e
+        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_mismatch(e)}") from e
 
 
 def _count(path: Path) -> int:
@@ -131,6 +131,16 @@ def _h5py():
     import h5py  # comes with Keras; read here alone
 
     return h5py
+
+
+def _mismatch(error: BaseException) -> str:
+    """The first two shapes that differ, where Keras names them."""
+    text = str(error)
+    found = re.search(r"variable\.shape=(\([^)]*\)).*?value\.shape=(\([^)]*\))", text, re.DOTALL)
+    if not found:
+        return _reason(error)
+    mine, its = found.groups()
+    return f"a weight of shape {its} in the file, where the network has {mine}: another size of it?"
 
 
 def _reason(error: BaseException) -> str:

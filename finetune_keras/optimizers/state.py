@@ -151,10 +151,8 @@ def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=
     known = _slots_of(old, old_variables)
     restarted = known is None
     if known is None:
-        # The step count and other scalars come first and are safe to keep.
-        old_rest = [v for v in old.variables if len(v.shape) == 0]
-        rest = [v for v in rest if len(v.shape) == 0]
-        pairs = list(zip(old_rest, rest, strict=False))
+        steps = [[v for v in o.variables if v.name == "iteration"] for o in (old, new)]
+        pairs = list(zip(*steps, strict=True))
     else:
         old_slots, old_rest = known
         pairs = [(old_slots[key], slot) for key, slot in slots.items() if key in old_slots]
