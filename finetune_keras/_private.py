@@ -10,7 +10,14 @@ from typing import Any
 
 import keras
 
-__all__ = ["built_on", "compile_arguments", "decay_exclusions", "own_weights", "sublayers"]
+__all__ = [
+    "built_on",
+    "compile_arguments",
+    "copy_decay_exclusions",
+    "own_weights",
+    "rate_object",
+    "sublayers",
+]
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -54,11 +61,20 @@ def built_on(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     return list(optimizer._trainable_variables)
 
 
-def decay_exclusions(
-    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
-) -> list[keras.Variable]:
-    """Those of ``variables`` that ``optimizer.exclude_from_weight_decay`` took out.
+def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:
+    """Gives ``new`` what ``old.exclude_from_weight_decay`` was told.
 
-    The exclusions are not part of the optimizer's config: a fresh copy would decay them again.
+    It is not part of an optimizer's config: a fresh copy would decay all variables again.
     """
-    return [v for v in variables if not optimizer._use_weight_decay(v)]
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
+
+
+def rate_object(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The schedule or function that gives the learning rate, or the variable that holds it.
+
+    ``optimizer.learning_rate`` is a schedule's current value, and the config holds a serialised
+    copy, which does not come back if it is a lambda or a class of the user's.
+    """
+    return optimizer._learning_rate

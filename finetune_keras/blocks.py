@@ -158,4 +158,6 @@ def is_norm(layer: keras.layers.Layer) -> bool:
     """Whether a layer normalises: its class, or one it derives from, is named ``...Norm`` or
     ``...Normalization``, as all of Keras' and KerasHub's are.
     """
+    if isinstance(layer, keras.layers.Wrapper):
+        return False  # SpectralNormalization holds the kernel of the layer that it wraps
     return any(_NORM.search(cls.__name__) for cls in type(layer).__mro__)

@@ -71,6 +71,13 @@ def compile(  # noqa: A001 - Keras' own word for it
         "jit_compile": jit_compile,
     }
     given = {k: v for k, v in given.items() if v is not None}
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"expected a keras.Model; given a {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"the model {model.name!r} is not built: call it on a batch once, or give it an Input"
+        )
+    _check(given)
     if loss is None and not model.compiled:
         raise ValueError(
             f"the model {model.name!r} was never compiled, so there is no loss to keep: give loss="
@@ -105,13 +112,39 @@ def compile(  # noqa: A001 - Keras' own word for it
     return model
 
 
+def _check(given: dict[str, Any]) -> None:
+    """Keras would find a misspelt name in the next ``fit`` only."""
+    for name in keras.tree.flatten(given.get("loss")):
+        if isinstance(name, str):
+            keras.losses.get(name)
+    for name in keras.tree.flatten([given.get("metrics"), given.get("weighted_metrics")]):
+        if isinstance(name, str) and name not in ("accuracy", "acc", "crossentropy", "ce"):
+            keras.metrics.get(name)
+    steps = given.get("steps_per_execution", 1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps_per_execution must be an integer of 1 or more; given {steps!r}")
+
+
 def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given: Any) -> None:
     """Compiles with ``optimizer`` and what the last compile was given, ``given`` on top."""
-    kept = _private.compile_arguments(model) if model.compiled else {}
-    model.compile(**{**kept, **given, "optimizer": optimizer})
-    if not model.optimizer.built:
-        # Keras would do it in ``fit``; done now, the optimizer cannot be tied to another model.
-        model.optimizer.build(model.trainable_variables)
+    before = dict(vars(model))
+    try:
+        if model.compiled:
+            if model.dtype_policy.name == "mixed_float16":
+                given["auto_scale_loss"] = isinstance(
+                    model.optimizer, keras.optimizers.LossScaleOptimizer
+                )
+            # A model's own ``compile`` ran once and left its mark; it may take other arguments.
+            kept = _private.compile_arguments(model)
+            keras.Model.compile(model, **{**kept, **given, "optimizer": optimizer})
+        else:
+            model.compile(**given, optimizer=optimizer)
+        if not model.optimizer.built:
+            # Keras would do it in ``fit``; now, it cannot be tied to another model before.
+            model.optimizer.build(model.trainable_variables)
+    except BaseException:
+        vars(model).update(before)
+        raise
     record.refresh(model)
 
 

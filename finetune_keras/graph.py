@@ -258,7 +258,8 @@ class _Walk:
             path = f"{prefix}{step.op.name}"
             if is_functional(step.op):
                 self.layers.setdefault(id(step.op), (path, step.op))
-                made = self._open(step.op, f"{path}/", list(reads))
+                given = _given(step.op, step.args, step.kwargs)
+                made = self._open(step.op, f"{path}/", [numbers[id(t)] for t in given])
             else:
                 made = [self._new(t) for t in _tensors(step.outputs)]
                 units = self._own(step.op, path) if isinstance(step.op, keras.layers.Layer) else ()
@@ -303,6 +304,16 @@ def _unique(names) -> list[str]:
     return result
 
 
+def _given(model: keras.Model, args: tuple, kwargs: dict) -> list[keras.KerasTensor]:
+    """The inputs of a call of a nested model in the order of its own: Keras takes a dict by the
+    names of the inputs, and masks are no inputs.
+    """
+    value = args[0] if args else kwargs["inputs"]
+    if isinstance(value, dict) and not isinstance(ends(model)[0], dict):
+        value = [value[t.name] for t in model.inputs]
+    return _tensors(value)
+
+
 def _tensors(structure: Any) -> list[keras.KerasTensor]:
     return [t for t in keras.tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
 
@@ -329,7 +340,7 @@ def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
         for step in this.steps:
             args, kwargs = keras.tree.map_structure(swap, (step.args, step.kwargs))
             if is_functional(step.op):
-                made = run(step.op, _tensors((args, kwargs)))
+                made = run(step.op, _given(step.op, args, kwargs))
             else:
                 made = _tensors(step.op(*args, **kwargs))
                 tensors.extend(made)

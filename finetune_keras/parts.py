@@ -74,7 +74,8 @@ def parts(model: keras.Model) -> Parts:
 def _counted(model: keras.Model) -> tuple[tuple[keras.layers.Layer, ...], int]:
     head = [layer for layer in model.layers if layer.name.startswith(HEAD)]
     nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    body = [layer for network in nested for layer in network.layers]
+    # The last one before the head: augmentation may be a Sequential too.
+    body = [layer for network in nested[-1:] for layer in network.layers]
     return (*body, *head), len(head)
 
 
@@ -133,11 +134,17 @@ def classifier(seen: graph.Opened) -> int | None:
     own = _activation(op)
     if isinstance(op, keras.layers.Dense):
         fits = own in (*_SQUASHING, "linear")
-        fits = fits and all(a in (*_SQUASHING, "") for a in later)
+        fits = fits and all(_passes(c.op) for c in seen.calls[last + 1 :])
         return last if fits and len(seen.shapes[seen.outputs[0]]) == 2 else None
     if isinstance(op, keras.layers.Conv2D) and tuple(op.kernel_size) == (1, 1):
         return last if squashed or own in _SQUASHING else None
     return None
+
+
+def _passes(op: keras.Operation) -> bool:
+    """Whether what follows a classifier's last layer leaves classes classes."""
+    plain = keras.layers.Identity | keras.layers.Dropout | keras.layers.Flatten
+    return _activation(op) in _SQUASHING or isinstance(op, plain)
 
 
 def _activation(op: keras.Operation) -> str:

@@ -119,6 +119,11 @@ def resolve(model: keras.Model, selector: Selector) -> tuple[graph.Unit, ...]:
 def resolve_parts(divided: parts.Parts, selector: Selector) -> tuple[graph.Unit, ...]:
     """`resolve` for a model that is opened already."""
     if not isinstance(selector, Selector):
+        if callable(selector) and getattr(selector, "__module__", "") == __name__:
+            raise TypeError(
+                f"select.{selector.__name__} is a function: call it, "
+                f"as in select.{selector.__name__}(...)"
+            )
         raise TypeError(
             "expected a selector such as select.backbone() or select.first(10); given "
             + (repr(selector) if isinstance(selector, str) else f"a {type(selector).__name__}")
@@ -224,6 +229,8 @@ def up_to(name: str) -> Selector:
     ``name`` is a layer's name, also inside a nested model, or a path such as
     ``"resnet50/conv4_block6_out"`` where the name alone is ambiguous.
     """
+    if not isinstance(name, str):
+        raise SelectionError(f"select.up_to and after take the name of a layer; given {name!r}")
     return Selector(
         f"select.up_to({name!r})",
         lambda p: _ids(
@@ -283,7 +290,7 @@ def named(regex: str) -> Selector:
     """Variables whose path (``"resnet50/conv1_conv/kernel"``) contains a match of ``regex``."""
     try:
         pattern = re.compile(regex)
-    except re.error as e:
+    except (re.error, TypeError) as e:
         raise SelectionError(f"select.named({regex!r}) is not a regular expression: {e}") from e
 
     def choose(p: parts.Parts) -> _Ids:

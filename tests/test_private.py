@@ -55,9 +55,18 @@ def test_built_on_is_what_the_optimizer_first_saw():
     assert found == [id(v) for layer in model.layers for v in layer.weights]
 
 
-def test_decay_exclusions_are_found():
+def test_decay_exclusions_are_copied():
     model = chain()
     optimizer = keras.optimizers.AdamW()
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    out = _private.decay_exclusions(optimizer, model.trainable_variables)
-    assert [v.name for v in out] == ["bias"] * 3
+    kernel = model.trainable_variables[0]
+    optimizer.exclude_from_weight_decay(var_list=[kernel], var_names=["bias"])
+    copy = keras.optimizers.AdamW()
+    _private.copy_decay_exclusions(optimizer, copy)
+    decayed = [copy._use_weight_decay(v) for v in model.trainable_variables]
+    assert decayed == [False, False, True, False, True, False]
+
+
+def test_rate_object_is_the_schedule_itself():
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
+    assert _private.rate_object(keras.optimizers.Adam(schedule)) is schedule
+    assert isinstance(_private.rate_object(keras.optimizers.Adam(1e-3)), keras.Variable)

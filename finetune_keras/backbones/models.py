@@ -25,7 +25,9 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
         SelectionError: if there is no such layer, or the model's graph cannot be read.
     """
     _check(model, f"cut_at={name!r}")
-    paths = list(_paths(model))
+    if not isinstance(name, str):
+        raise SelectionError(f"cut_at takes the name of a layer; given {name!r}")
+    paths = list(dict.fromkeys(_paths(model)))  # a layer that is called twice is cut at its last
     hits = [p for p in paths if p == name] or [p for p in paths if p.endswith(f"/{name}")]
     if len(hits) != 1:
         if hits:

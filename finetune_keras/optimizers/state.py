@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 from collections.abc import Iterable
 
 import keras
@@ -76,7 +77,7 @@ def rate(optimizer: Optimizer) -> float:
 
 def scheduled(optimizer: Optimizer) -> bool:
     """Whether the rate comes from a schedule."""
-    return isinstance(innermost(optimizer).get_config().get("learning_rate"), dict)
+    return callable(_private.rate_object(innermost(optimizer)))
 
 
 def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | None = None):
@@ -122,11 +123,26 @@ def _from_config(optimizer: Optimizer, learning_rate=None) -> Optimizer:
             _from_config(inner, learning_rate)
         )
     elif learning_rate is not None:
-        if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            config["learning_rate"] = learning_rate
-        else:
-            config["learning_rate"] = float(learning_rate)
-    return type(optimizer).from_config(config)
+        config["learning_rate"] = checked_rate(learning_rate)
+    elif scheduled(optimizer):
+        # The object itself: a lambda, or a class of the user's, does not survive the config.
+        config["learning_rate"] = _private.rate_object(optimizer)
+    made = type(optimizer).from_config(config)
+    _private.copy_decay_exclusions(optimizer, made)
+    return made
+
+
+def checked_rate(learning_rate):
+    """A positive number as a float, a schedule or function as it is, or an error."""
+    if callable(learning_rate):
+        return learning_rate
+    number = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
+    if not number or not 0 < float(learning_rate) < float("inf"):
+        raise ValueError(
+            "learning_rate takes a positive number or a LearningRateSchedule; "
+            f"given {learning_rate!r}"
+        )
+    return float(learning_rate)
 
 
 def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=None) -> Carried:
@@ -141,9 +157,6 @@ def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=
         learning_rate: a number or schedule; ``None`` keeps the rate in force.
     """
     new = _from_config(old, learning_rate)
-    excluded = _private.decay_exclusions(innermost(old), new_variables)
-    if excluded:
-        innermost(new).exclude_from_weight_decay(var_list=excluded)
     slots, rest = _build(new, new_variables)
     if not old.built:
         return Carried(new, restarted=False)
@@ -160,9 +173,20 @@ def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
+    _start_averages(slots, new_variables, known[0] if known else {})
     if not restarted:
         newcomers.attach(innermost(new), _newcomers(old, old_variables, new_variables))
     return Carried(new, restarted)
+
+
+def _start_averages(slots: dict, variables: list, carried: dict) -> None:
+    """Moving averages of weights begin at the weights; Keras sees to it at step 0 only, and would
+    later write an average near zero over them.
+    """
+    by_id = {id(v): v for v in variables}
+    for (key, name), slot in slots.items():
+        if name == "average" and (key, name) not in carried:
+            slot.assign(np.array(keras.ops.convert_to_numpy(by_id[key])))
 
 
 def _newcomers(old: Optimizer, old_variables: list, new_variables: list) -> list[newcomers.Group]:
@@ -214,7 +238,11 @@ def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
     """
     variables = list(variables)
     twin = _from_config(old)
-    twin_slots, twin_rest = _build(twin, variables, tiny=True)
+    try:
+        twin_slots, twin_rest = _build(twin, variables, tiny=True)
+    except ValueError:  # one that writes to its slots while it builds, such as ScheduleFreeAdamW
+        twin = _from_config(old)
+        twin_slots, twin_rest = _build(twin, variables)
     if len(twin.variables) != len(old.variables) or not all(v.shape == () for v in twin_rest):
         return None
     by_twin = {id(t): o for t, o in zip(twin.variables, old.variables, strict=True)}
