@@ -79,6 +79,11 @@ def build(
             "backbone(..., cut_at=...)"
         )
     inputs = backbone.inputs()
+    if augment is not None and not isinstance(inputs, keras.KerasTensor):
+        raise ValueError(
+            f"augment= is for a backbone with one input; {backbone.network.name!r} has "
+            f"{len(backbone.network.inputs)}: augment in the data pipeline"
+        )
     x = inputs
     for layer in _augmenters(augment):
         x = layer(x)

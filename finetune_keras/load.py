@@ -43,16 +43,26 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
         ...     load(f"{folder}/mine.keras").name == model.name
         True
     """
-    path = Path(path)
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load takes the path of a .keras file; given a {type(path).__name__}")
+    path = Path(path).expanduser()
     if not path.exists():
         near = sorted(p.name for p in path.parent.glob("*.keras")) if path.parent.is_dir() else []
         there = f"; that folder has {', '.join(near)}" if near else ""
         raise ValueError(f"no file {str(path)!r}{there}")
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{str(path)!r} is not a .keras file; for an .h5 file use "
-            f"finetune_keras.backbone({str(path)!r}) or keras.models.load_model"
+            f"{str(path)!r} is not a .keras archive, or not whole; for an .h5 file use "
+            "finetune_keras.backbone(path) or keras.models.load_model(path)"
         )
+    try:
+        return _load(path, custom_objects)
+    except (OSError, KeyError, json.JSONDecodeError, zipfile.BadZipFile) as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise ValueError(f"{str(path)!r} is damaged or was not written by Keras: {reason}") from e
+
+
+def _load(path: Path, custom_objects: dict | None) -> keras.Model:
     model = keras.models.load_model(path, custom_objects=custom_objects, compile=False)
     found = record.read(model)
     if found is None or not (found.frozen or found.newcomers):

@@ -352,6 +352,11 @@ def test_imagenet_without_network_names_the_file_and_the_argument(offline):
             WeightsError,
             r"shape \(.*\) in the file, where the network has \(.*check alpha=",
         ),
+        (lambda d: backbone("vgg16", weights=5), WeightsError, "given 5"),
+        (lambda d: backbone("vgg16", weights=None, input_shape=("a", 64, 3)), ValueError, "'a'"),
+        (lambda d: backbone("letters_resnet", input_shape=()), ValueError, r"given \(\)"),
+        (lambda d: backbone(residual(), cut_at=5), SelectionError, "given 5"),
+        (lambda d: backbone(d / "torn.h5"), WeightsError, "neither a .keras archive nor"),
         (lambda d: backbone(residual(), preprocessing=3), TypeError, "given 3"),
         (
             lambda d: backbone(residual(), preprocessing="resnet"),
@@ -367,24 +372,69 @@ def test_bad_input_names_the_fix(tmp_path, call, error, message):
         tmp_path / "wide.weights.h5"
     )
     (tmp_path / "torn.keras").write_bytes((tmp_path / "mine.keras").read_bytes()[:1000])
+    residual().save(tmp_path / "whole.h5")
+    (tmp_path / "torn.h5").write_bytes((tmp_path / "whole.h5").read_bytes()[:3000])
     with pytest.raises(error, match=message) as raised:
         call(tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_a_subclassed_model_as_backbone_works_but_cannot_be_cut():
+def test_a_subclassed_model_says_how_to_hand_it_in():
     class Own(keras.Model):
         def __init__(self):
             super().__init__()
-            self.d = keras.layers.Dense(4, name="d")
+            self.d = keras.layers.Dense(4, activation="relu", name="d")
 
         def call(self, x):
             return self.d(x)
 
     own = Own()
     own(np.zeros((1, 6), "float32"))
-    with pytest.raises(SelectionError, match="subclassed"):
-        backbone(own, cut_at="d")
+    with pytest.raises(ValueError, match=r"Wrap it: keras.Model\(inputs, model\(inputs\)\)"):
+        backbone(own)
+    inputs = keras.Input((6,))
+    model = ftk.build(keras.Model(inputs, own(inputs)), heads.Classification(2))
+    assert model.output_shape == (None, 2)
+
+
+def test_copy_keeps_flags_of_single_variables_and_needs_no_compile():
+    def odd_loss(y, p):
+        return keras.ops.mean((y - p) ** 2, axis=-1)
+
+    own = residual()
+    own.compile("adam", odd_loss)
+    base = backbone(own)
+    ftk.freeze(own, select.biases())
+    copied = base.copy()
+    assert len(copied.network.trainable_variables) == len(own.trainable_variables)
+    assert not copied.network.compiled
+
+
+def test_an_embedding_that_is_normalised_is_no_classifier():
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(4, name="embedding")(inputs)
+    own = keras.Model(inputs, keras.layers.UnitNormalization()(x))
+    assert backbone(own).dropped == ()
+
+
+def test_cut_at_a_layer_that_is_called_twice_takes_the_last():
+    shared = keras.layers.Dense(6, name="shared")
+    inputs = keras.Input((6,))
+    own = keras.Model(inputs, keras.layers.ReLU()(shared(shared(inputs))))
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    np.testing.assert_allclose(
+        backbone(own, cut_at="shared").model(x), shared(shared(x)), atol=1e-6
+    )
+
+
+def test_unsafe_files_stay_refused(tmp_path):
+    inputs = keras.Input((4,))
+    own = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs))
+    own.save(tmp_path / "lambda.keras")
+    with pytest.raises(WeightsError, match="unsafe|safe_mode"):
+        backbone(tmp_path / "lambda.keras")
+    with pytest.raises(ValueError, match="unsafe|safe_mode"):
+        ftk.load(tmp_path / "lambda.keras")
 
 
 def test_a_sequential_backbone():

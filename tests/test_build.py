@@ -63,6 +63,15 @@ def test_augmentation_runs_on_raw_inputs_and_in_training_only():
     model.fit(x, y, verbose=0)
 
 
+def test_first_does_not_count_augmentation_in_a_sequential():
+    augment = keras.Sequential([keras.layers.RandomFlip(), keras.layers.RandomRotation(0.1)])
+    inner = residual()
+    model = build(inner, heads.Classification(3), augment=augment, freeze=select.first(2))
+    assert not inner.get_layer("stem_conv").trainable
+    assert inner.get_layer("stem_bn").trainable
+    assert model.layers[1] is augment
+
+
 def test_augmentation_that_could_not_be_loaded_again_warns():
     class Odd(keras.layers.Layer):
         def __init__(self, amount):
@@ -297,10 +306,16 @@ def test_a_file_of_plain_keras_loads_as_keras_would(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("mine.keras", "no file .*that folder has other.keras"), ("bad.keras", "not a .keras file")],
+    [
+        ("mine.keras", "no file .*that folder has .*other.keras"),
+        ("torn.keras", "damaged|not whole"),
+        ("bad.keras", "not a .keras archive"),
+    ],
 )
 def test_load_names_the_fix(tmp_path, name, message):
     residual().save(tmp_path / "other.keras")
+    whole = (tmp_path / "other.keras").read_bytes()
+    (tmp_path / "torn.keras").write_bytes(whole[: len(whole) // 2])
     if name == "bad.keras":
         (tmp_path / name).write_text("not a model")
     with pytest.raises(ValueError, match=message):

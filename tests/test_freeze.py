@@ -244,7 +244,7 @@ def test_layers_inside_layers_freeze():
         (lambda m: thaw(m, select.up_to("conv_9")), SelectionError, "no layer 'conv_9'"),
         (lambda m: thaw(m, select.norms()), SelectionError, "norms=True"),
         (lambda m: freeze(m, "backbone"), TypeError, "expected a selector"),
-        (lambda m: thaw(m, select.backbone(), learning_rate="fast"), ValueError, "fast"),
+        (lambda m: thaw(m, select.backbone(), learning_rate="fast"), ValueError, "given 'fast'"),
     ],
 )
 def test_a_failed_call_leaves_everything_as_it_was(call, error, message):
@@ -273,6 +273,52 @@ def test_a_failure_while_compiling_leaves_everything_as_it_was():
         freeze(model, select.up_to("a"))
     assert len(model.trainable_variables) == 6
     run(model)
+
+
+def test_a_failure_inside_compile_is_rolled_back(monkeypatch):
+    model = compiled("built", True)
+    optimizer, trained = model.optimizer, len(model.trainable_variables)
+    real = keras.Model.compile
+
+    def breaks(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise RuntimeError("late")
+
+    monkeypatch.setattr(keras.Model, "compile", breaks)
+    with pytest.raises(RuntimeError, match="late"):
+        freeze(model, select.backbone())
+    monkeypatch.undo()
+    assert model.optimizer is optimizer
+    assert len(model.trainable_variables) == trained
+    before = snapshot(model)
+    run(model)
+    assert moved(before, model) >= learners(model)
+
+
+def test_a_model_with_a_compile_of_its_own():
+    class Own(keras.Model):
+        def compile(self, optimizer, alpha, loss=None):
+            super().compile(optimizer, loss)
+            self.alpha = alpha
+
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(4, name="a")(inputs)
+    model = Own(inputs, keras.layers.Dense(3, name="out")(x))
+    model.compile("adam", 0.5, "mse")
+    run(model)
+    freeze(model, select.up_to("a"))
+    before = snapshot(model)
+    run(model)
+    assert moved(before, model) == {"out/kernel", "out/bias"}
+    assert model.alpha == 0.5
+
+
+def test_a_wrapped_kernel_is_no_normalisation():
+    inputs = keras.Input((6,))
+    wrapped = keras.layers.SpectralNormalization(keras.layers.Dense(3, name="d"), name="sn")
+    model = keras.Model(inputs, wrapped(inputs))
+    freeze(model, select.everything())
+    assert thaw(model, select.everything()).norms == ()
 
 
 def test_what_is_not_a_model_is_refused_with_the_fix():

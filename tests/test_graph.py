@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from conftest import chain, classifier, images, residual
 
-from finetune_keras import graph, parts
+from finetune_keras import graph, parts, select
 
 layers = keras.layers
 
@@ -33,6 +33,22 @@ def test_shared_layer_and_nested_model_called_twice():
     seen = graph.opened(model)
     assert [c.path for c in seen.calls if c.units] == ["tower/shared", "tower/shared"]
     assert len(seen.units) == 2
+
+
+def test_a_nested_model_called_with_a_dict_or_a_mask_is_wired_as_keras_wires_it():
+    a, b = keras.Input((3,), name="a"), keras.Input((3,), name="b")
+    joined = layers.Add()([layers.Dense(2, name="da")(a), layers.Dense(2, name="db")(b)])
+    inner = keras.Model([b, a], joined, name="inner")
+    one, two = keras.Input((3,), name="one"), keras.Input((3,), name="two")
+    given = {"a": layers.Dense(3, name="pre_a")(one), "b": layers.Dense(3, name="pre_b")(two)}
+    model = keras.Model([one, two], inner(given))
+    up = {u.path.split("/")[0] for u in select.resolve(model, select.up_to("da"))}
+    assert up == {"pre_a", "inner"}
+    mask = keras.Input((3,), dtype="bool", name="mask")
+    sequence = keras.Sequential([keras.Input((3, 2)), layers.Dense(2, name="d")], name="seq")
+    x = keras.Input((3, 2))
+    masked = keras.Model([x, mask], sequence(x, mask=mask))
+    assert {u.path for u in graph.opened(masked).units} == {"seq/d/kernel", "seq/d/bias"}
 
 
 def test_layers_inside_layers_are_found():

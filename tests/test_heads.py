@@ -99,6 +99,10 @@ def test_a_head_is_frozen_and_comparable():
         (lambda: Classification(3, class_names=["a"]), "1 class_names for num_classes=3"),
         (lambda: Classification(2, class_names="ab"), "list of names"),
         (lambda: Classification(2, class_names=["a", "a"]), "'a' twice"),
+        (lambda: Classification(2, class_names={"a", "b"}), "in the order of the labels"),
+        (lambda: Classification(3, hidden=None), "list of widths; given None"),
+        (lambda: Classification(3, activation="reluu"), "unknown activation='reluu'"),
+        (lambda: Classification(3, multi_label="no"), "True or False"),
         (lambda: Classification(3)({"x": keras.Input(MAP)}), "dict of 'x'.*cut_at="),
         (lambda: Classification(3)([keras.Input(MAP)] * 2), "gives 2.*cut_at="),
         (

@@ -56,6 +56,44 @@ def test_averages_and_accumulated_gradients_are_carried(options):
         np.testing.assert_array_equal(value(after[key]), slot)
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_overwrite_frequency": 3}])
+def test_the_average_of_a_newcomer_starts_at_its_weights(options):
+    model = fitted(keras.optimizers.Adam(1e-3, use_ema=True, **options), steps=10)
+    before = value(model.get_layer("a").kernel)
+    thaw(model, select.up_to("a"), learning_rate=1e-3)
+    model.fit(*vectors(), batch_size=8, verbose=0)  # at its end Keras writes the average over it
+    assert np.abs(value(model.get_layer("a").kernel) - before).max() < 0.01
+
+
+def test_an_optimizer_that_writes_to_its_slots_while_it_builds():
+    model = fitted(keras.optimizers.ScheduleFreeAdamW(1e-3))
+    assert not thaw(model, select.up_to("a")).restarted
+    model.fit(*vectors(), verbose=0)
+
+
+def test_rates_that_no_config_brings_back():
+    class Own(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 1e-6
+
+        def get_config(self):
+            return {}
+
+    for rate in (Own(), lambda: 1e-6):
+        model = fitted(keras.optimizers.Adam(rate))
+        change = thaw(model, select.up_to("a"))
+        assert change.learning_rate == pytest.approx((1e-6, 1e-6))
+        model.fit(*vectors(), verbose=0)
+
+
+def test_exclusions_survive_a_given_rate():
+    optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    model = compile_(chain(), optimizer=optimizer, learning_rate=1e-3, loss="mse")
+    decayed = [model.optimizer._use_weight_decay(v) for v in model.trainable_variables]
+    assert decayed == [True, False] * 3
+
+
 def test_a_loss_scale_optimizer_keeps_scale_and_inner_state():
     inner = keras.optimizers.Adam(1e-2)
     model = fitted(keras.optimizers.LossScaleOptimizer(inner, initial_scale=64.0), steps=4)
@@ -229,6 +267,12 @@ def test_a_used_optimizer_can_be_given_to_another_model():
         ),
         (lambda m: compile_(m, optimizer=3, loss="mse"), TypeError, "given 3"),
         (lambda m: compile_(m), ValueError, "never compiled.*give loss="),
+        (lambda m: compile_(m, loss="nope"), ValueError, "nope"),
+        (lambda m: compile_(m, loss="mse", metrics=["accc"]), ValueError, "accc"),
+        (lambda m: compile_(m, loss="mse", steps_per_execution=0), ValueError, "given 0"),
+        (lambda m: compile_(m, loss="mse", learning_rate=-1), ValueError, "given -1"),
+        (lambda m: compile_(m, loss="mse", learning_rate="fast"), ValueError, "given 'fast'"),
+        (lambda m: compile_("x", loss="mse"), TypeError, "expected a keras.Model; given a str"),
     ],
 )
 def test_bad_compile_names_the_fix(call, error, message):

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from finetune_keras import graph
 from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import applications, files, letters, models, preprocessing
 from finetune_keras.backbones.base import Backbone
@@ -66,6 +67,12 @@ def backbone(
         made = source
         _refuse("a Backbone", weights=weights, input_shape=input_shape, options=options)
     elif isinstance(source, keras.Model):
+        if not graph.is_functional(source):
+            raise ValueError(
+                f"the model {source.name!r} cannot be a backbone: it is subclassed or not built, "
+                "so it has no symbolic input. Wrap it: keras.Model(inputs, model(inputs)) with "
+                "inputs = keras.Input(...)"
+            )
         made = Backbone(source, (), f"keras.Model {source.name!r}")
         _refuse("a model of your own", weights=weights, input_shape=input_shape, options=options)
     elif files.looks_like_file(source):
@@ -117,7 +124,10 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
 def _letters(weights, input_shape, options) -> Backbone:
     if options:
         raise TypeError(f"{_LETTERS!r} takes no {', '.join(f'{k}=' for k in options)}")
-    network = letters.architecture(input_shape or (None, None, 3), name=_LETTERS)
+    shape = (None, None, 3)
+    if input_shape is not None:
+        shape = applications.checked_shape(_LETTERS, input_shape)
+    network = letters.architecture(shape, name=_LETTERS)
     if weights in ("auto", "letters"):
         letters.load_weights(network)
         weights = "letters"
@@ -156,7 +166,18 @@ def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
             raise ValueError(
                 f"unknown preprocessing={wanted!r}; {nearest(name, applications.names())}"
             )
-        steps = applications.preprocess(name)
+        axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+        _one_input(made.network, wanted)
+        steps = applications.preprocess(name, made.network.inputs[0].shape[axis])
     else:
         steps = preprocessing.checked(wanted)
+        _one_input(made.network, wanted)
     return Backbone(made.network, steps, made.source, made.dropped)
+
+
+def _one_input(network: keras.Model, wanted: Any) -> None:
+    if len(network.inputs) != 1:
+        raise ValueError(
+            f"preprocessing={wanted!r} is for a network with one input; {network.name!r} has "
+            f"{len(network.inputs)}: preprocess in the data pipeline"
+        )

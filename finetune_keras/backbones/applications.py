@@ -17,7 +17,7 @@ from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import files, preprocessing
 from finetune_keras.backbones.base import Backbone
 
-__all__ = ["load", "names", "preprocess", "tidy"]
+__all__ = ["checked_shape", "load", "names", "preprocess", "tidy"]
 
 
 def tidy(name: str) -> str:
@@ -72,8 +72,10 @@ def load(
     function = names()[name]
     _check_options(name, function, options)
     if input_shape is not None:
-        input_shape = _checked_shape(name, input_shape)
+        input_shape = checked_shape(name, input_shape)
     from_file = weights not in ("imagenet", None)
+    if from_file and (isinstance(weights, bool) or not isinstance(weights, str | os.PathLike)):
+        raise WeightsError(f"weights= takes 'imagenet', None or a path; given {weights!r}")
     if isinstance(weights, str) and from_file and not files.looks_like_file(weights):
         raise WeightsError(
             f"unknown weights={weights!r} for {name!r}: there are 'imagenet', None for random "
@@ -128,8 +130,18 @@ def _check_options(name: str, function: Callable, options: dict[str, Any]) -> No
             raise TypeError(f"{name!r} takes no {option}=; {nearest(option, allowed)}")
 
 
-def _checked_shape(name: str, shape: Any) -> tuple[int | None, ...]:
-    if not isinstance(shape, list | tuple) or len(shape) != 3:
+def checked_shape(name: str, shape: Any) -> tuple[int | None, ...]:
+    """``(height, width, channels)`` as a tuple; height and width may be ``None``.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    fits = isinstance(shape, list | tuple) and len(shape) == 3
+    channels = -1 if keras.config.image_data_format() == "channels_last" else 0
+    for i, n in enumerate(shape if fits else ()):
+        open_ = n is None and i != channels % 3  # any height or width, but known channels
+        fits = fits and (open_ or (isinstance(n, int) and not isinstance(n, bool) and n > 0))
+    if not fits:
         raise ValueError(
             f"input_shape for {name!r} is (height, width, channels) such as (224, 224, 3); "
             f"given {shape!r}"

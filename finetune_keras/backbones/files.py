@@ -43,15 +43,20 @@ def kind(path: Path) -> str:
     Raises:
         WeightsError: if the file is neither a ``.keras`` archive nor HDF5.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if {"config.json", "model.weights.h5"} <= set(archive.namelist()):
-                return "model"
-    elif _h5py().is_hdf5(path):
-        with _h5py().File(path, "r") as file:
-            return "model" if "model_config" in file.attrs else "weights"
+    why = "is it whole?"
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                torn = archive.testzip()
+                if {"config.json", "model.weights.h5"} <= set(archive.namelist()) and not torn:
+                    return "model"
+        elif _h5py().is_hdf5(path):
+            with _h5py().File(path, "r") as file:
+                return "model" if "model_config" in file.attrs else "weights"
+    except (OSError, zipfile.BadZipFile) as e:
+        why = _reason(e)
     raise WeightsError(
-        f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras (is it whole?)"
+        f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras ({why})"
     )
 
 
@@ -85,7 +90,10 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     """
     path = existing(path)
     kind(path)
-    have, want = _count(path), sum(1 for _ in model.weights)
+    try:
+        have, want = _count(path), len(model.weights)
+    except OSError as e:
+        raise WeightsError(f"{str(path)!r} cannot be read: {_reason(e)}") from e
     if have != want:
         raise WeightsError(
             f"{str(path)!r} is for another architecture: it holds {have} weight arrays and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -120,13 +121,13 @@ def pool(features: keras.KerasTensor, pooling: str | None) -> keras.KerasTensor:
 
 def check_pooling(pooling: str | None) -> None:
     """Raises `HeadError` for a pooling that there is not."""
-    if pooling is not None and pooling not in _POOLS:
+    if pooling is not None and (not isinstance(pooling, str) or pooling not in _POOLS):
         raise HeadError(f"unknown pooling={pooling!r}; {nearest(str(pooling), _POOLS)}")
 
 
 def check_number(what: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raises `HeadError` unless ``low <= value < high``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value < high:
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise HeadError(f"{what} must be a number from {low:g}{upper}; given {value!r}")
 

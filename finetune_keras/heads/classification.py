@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import keras
@@ -62,13 +63,18 @@ class Classification(base.Head):
 
     def __post_init__(self) -> None:
         _check_count("num_classes", self.num_classes)
-        if isinstance(self.hidden, int):
-            raise HeadError(
-                f"hidden is a list of widths; given {self.hidden}: write [{self.hidden}]"
-            )
+        if not isinstance(self.hidden, list | tuple):
+            hint = f": write [{self.hidden}]" if isinstance(self.hidden, int) else ""
+            raise HeadError(f"hidden is a list of widths; given {self.hidden!r}{hint}")
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             _check_count("hidden widths", width)
+        if not isinstance(self.multi_label, bool):
+            raise HeadError(f"multi_label is True or False; given {self.multi_label!r}")
+        try:
+            keras.activations.get(self.activation)
+        except (ValueError, TypeError):
+            raise HeadError(f"unknown activation={self.activation!r}") from None
         base.check_number("dropout", self.dropout, 0, 1)
         base.check_number("l1", self.l1, 0)
         base.check_number("l2", self.l2, 0)
@@ -77,8 +83,13 @@ class Classification(base.Head):
             self._check_names()
 
     def _check_names(self) -> None:
-        if isinstance(self.class_names, str):
-            raise HeadError(f"class_names is a list of names; given {self.class_names!r}")
+        if not isinstance(self.class_names, list | tuple) or not all(
+            isinstance(n, str) for n in self.class_names
+        ):
+            raise HeadError(
+                "class_names is a list of names, in the order of the labels; "
+                f"given {self.class_names!r}"
+            )
         names = tuple(map(str, self.class_names))
         object.__setattr__(self, "class_names", names)
         # A yes-or-no head may name both answers, or the one that it asks for.
@@ -152,5 +163,5 @@ class Classification(base.Head):
 
 
 def _check_count(what: str, value: object) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise HeadError(f"{what} must be an integer of 1 or more; given {value!r}")
