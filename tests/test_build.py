@@ -286,12 +286,18 @@ def test_a_thousand_class_names_travel(tmp_path):
 
 def test_a_record_cannot_make_us_inflate_without_bound():
     import base64
+    import json
     import zlib
 
-    bomb = base64.b32encode(zlib.compress(b"0" * (64 << 20))).decode().rstrip("=")
-    x = keras.Input((2,))
-    model = keras.Model(x, keras.layers.Identity(name=f"ftk_head_record_{bomb}")(x))
-    assert record.read(model) is None
+    def with_origin(text):
+        fields = {"origin": text, "labels": "", "class_names": [], "frozen": [], "newcomers": []}
+        packed = base64.b32encode(zlib.compress(json.dumps(fields).encode()))
+        x = keras.Input((2,))
+        name = f"ftk_head_record_{packed.decode().rstrip('=')}"
+        return record.read(keras.Model(x, keras.layers.Identity(name=name)(x)))
+
+    assert with_origin("small").origin == "small"
+    assert with_origin("0" * (64 << 20)) is None
 
 
 def test_a_file_of_plain_keras_loads_as_keras_would(tmp_path):

@@ -183,6 +183,9 @@ def test_the_rate_falls_when_the_backbone_opens_and_stays_when_it_does_not():
     assert thaw(model, select.backbone(), learning_rate=3e-4).learning_rate[1] == pytest.approx(
         3e-4
     )
+    model = build(residual(), heads.Classification(3, hidden=[4]), freeze=select.backbone())
+    freeze(model, select.named("hidden"))
+    assert thaw(model, select.head()).learning_rate == pytest.approx((1e-3, 1e-3))
     model.optimizer.learning_rate = 1e-6  # lower already: kept
     assert thaw(model, select.backbone(), norms=True).learning_rate[1] == pytest.approx(1e-6)
 

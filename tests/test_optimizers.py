@@ -206,6 +206,34 @@ def test_newcomers_move_as_if_their_training_had_just_begun(name):
     np.testing.assert_allclose(steps[True], steps[False], rtol=0.05, atol=2e-6)
 
 
+def test_a_second_thaw_leaves_the_first_newcomers_held():
+    model = fitted(keras.optimizers.Adam(1e-2), steps=60)
+    freeze(model, select.up_to("b"))
+    thaw(model, select.named("^b/"), learning_rate=1e-3)
+    model.fit(*vectors(), batch_size=32, epochs=2, verbose=0)
+    thaw(model, select.up_to("a"), learning_rate=1e-3)
+    variables = model.get_layer("b").trainable_variables
+    for _ in range(7):
+        before = [value(v) for v in variables]
+        model.fit(*vectors(), batch_size=32, verbose=0)
+        steps = [np.abs(value(v) - b).max() for v, b in zip(variables, before, strict=True)]
+        assert max(steps) <= 1.1e-3
+
+
+def test_constraints_hold_for_newcomers():
+    inputs = keras.Input((6,))
+    unit = keras.constraints.UnitNorm(axis=0)
+    x = keras.layers.Dense(8, name="a", kernel_constraint=unit)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="c")(x))
+    freeze(model, select.up_to("a"))
+    model.compile(keras.optimizers.Adam(1e-1), "mse")
+    model.fit(*vectors(), epochs=30, verbose=0)
+    thaw(model, select.up_to("a"), learning_rate=1e-1)
+    model.fit(*vectors(), epochs=3, verbose=0)
+    norms = np.linalg.norm(value(model.get_layer("a").kernel), axis=0)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)
+
+
 def test_compile_keeps_what_it_is_not_given():
     model = fitted(keras.optimizers.Adam(1e-2, beta_1=0.8), metrics=["mae"])
     slots = {
