@@ -12,6 +12,7 @@ Examples:
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 
@@ -344,8 +345,15 @@ def biases() -> Selector:
 
 def blocks(which: slice | int) -> Selector:
     """Blocks in depth order, the head left out: ``blocks(slice(-2, None))`` are the last two."""
-    if not isinstance(which, slice | int) or isinstance(which, bool):
-        raise SelectionError(f"select.blocks takes a slice or a number; given {which!r}")
+    try:
+        if isinstance(which, slice):
+            which.indices(0)
+        else:
+            which = operator.index(which)
+    except (TypeError, ValueError):
+        raise SelectionError(
+            f"select.blocks takes a slice or a number, such as slice(-2, None); given {which!r}"
+        ) from None
 
     def choose(p: parts.Parts) -> _Ids:
         found = _blocks.blocks_of(p.opened, p.head_calls)
@@ -369,7 +377,14 @@ def where(fn: Callable[[str, keras.layers.Layer, keras.Variable], bool]) -> Sele
             f"select.where takes a function of (path, layer, variable); given {fn!r}"
         )
     name = getattr(fn, "__name__", repr(fn))
-    return Selector(
-        f"select.where({name})",
-        lambda p: _ids(u for u in p.opened.units if fn(u.path, u.layer, u.variable)),
-    )
+
+    def holds(u: graph.Unit) -> bool:
+        try:
+            return bool(fn(u.path, u.layer, u.variable))
+        except Exception as e:
+            raise SelectionError(
+                f"select.where({name}) takes a function of (path, layer, variable) that returns "
+                f"true or false; for {u.path!r} it raised {type(e).__name__}: {e}"
+            ) from e
+
+    return Selector(f"select.where({name})", lambda p: _ids(u for u in p.opened.units if holds(u)))

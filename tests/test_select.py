@@ -138,6 +138,10 @@ def test_nothing_on_purpose_is_no_error():
         (lambda: select.named("("), "not a regular expression"),
         (lambda: select.head(), "finds no head"),
         (lambda: select.where(3), "takes a function"),
+        (lambda: select.where(lambda path: True), r"function of \(path, layer, variable\).*raised"),
+        (lambda: select.blocks(slice("a", None)), "takes a slice or a number"),
+        (lambda: select.blocks(slice(None, None, 0)), "takes a slice or a number"),
+        (lambda: select.blocks("last"), "given 'last'"),
     ],
 )
 def test_what_matches_nothing_is_an_error(selector, message):
