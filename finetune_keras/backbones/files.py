@@ -157,25 +157,3 @@ def _reason(error: BaseException) -> str:
     text = re.sub(r"Exception encountered when calling [\w.()]+\.", "", text)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"
-
-
-class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Reads files of Keras 2, which wrote a ``groups`` that Keras 3 refuses."""
-
-    @classmethod
-    def from_config(cls, config):
-        """A plain Keras layer, so that saving it again needs nothing of ours."""
-        config = {k: v for k, v in config.items() if k != "groups"}
-        return keras.layers.DepthwiseConv2D.from_config(config)
-
-
-def _h5py():
-    import h5py  # comes with Keras; read here alone
-
-    return h5py
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else type(error).__name__
-    return line if len(line) <= 300 else f"{line[:140]} ... {line[-140:]}"
