@@ -19,10 +19,32 @@ import keras
 from finetune_keras import flags, graph, parts
 from finetune_keras.optimizers import innermost, newcomers
 
-__all__ = ["Record", "layer", "read", "refresh"]
+__all__ = ["Output", "Record", "layer", "read", "refresh"]
 
 _PREFIX = f"{parts.HEAD}record_"
 _LIMIT = 4 << 20  # bytes of JSON; a file cannot make us inflate more
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One output of a head: what it gives, and the labels it takes.
+
+    Attributes:
+        name: its key where the model's output is a dict; empty for the only output.
+        kind: ``"classification"``, ``"binary"``, ``"multi_label"``, ``"ordinal"`` or
+            ``"regression"``.
+        size: number of classes, or of values for regression.
+        from_logits: whether it gives logits rather than probabilities.
+        labels: the labels it takes, in words.
+        class_names: names of the classes in the order of the labels; empty if none were given.
+    """
+
+    name: str = ""
+    kind: str = ""
+    size: int = 0
+    from_logits: bool = False
+    labels: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +53,7 @@ class Record:
 
     Attributes:
         origin: where the backbone came from, such as ``"resnet50, weights='imagenet'"``.
-        labels: what the head takes as labels, in words.
-        class_names: names of the classes in the order of the labels; empty if none were given.
+        outputs: what the head gives, one `Output` each.
         frozen: paths of frozen variables that Keras' own file would bring back learning: single
             variables of a layer, and layers inside a layer.
         newcomers: for each later thaw the optimizer's step at that time and the paths of the
@@ -40,10 +61,21 @@ class Record:
     """
 
     origin: str = ""
-    labels: str = ""
-    class_names: tuple[str, ...] = ()
+    outputs: tuple[Output, ...] = ()
     frozen: tuple[str, ...] = ()
     newcomers: tuple[tuple[int, tuple[str, ...]], ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes where there is one output; empty otherwise."""
+        return self.outputs[0].class_names if len(self.outputs) == 1 else ()
+
+    @property
+    def labels(self) -> str:
+        """The labels in words, of each output by its name where there are several."""
+        if len(self.outputs) == 1:
+            return self.outputs[0].labels
+        return "; ".join(f"{o.name}: {o.labels}" for o in self.outputs)
 
 
 def _encode(record: Record) -> str:
@@ -60,13 +92,23 @@ def _decode(name: str) -> Record | None:
         fields = json.loads(text)
         return Record(
             origin=str(fields["origin"]),
-            labels=str(fields["labels"]),
-            class_names=tuple(map(str, fields["class_names"])),
+            outputs=tuple(map(_output, fields["outputs"])),
             frozen=tuple(map(str, fields["frozen"])),
             newcomers=tuple((int(n), tuple(map(str, p))) for n, p in fields["newcomers"]),
         )
     except (ValueError, KeyError, TypeError, zlib.error):
         return None  # not one of ours, or of a version that this one cannot read
+
+
+def _output(fields: dict) -> Output:
+    return Output(
+        name=str(fields["name"]),
+        kind=str(fields["kind"]),
+        size=int(fields["size"]),
+        from_logits=bool(fields["from_logits"]),
+        labels=str(fields["labels"]),
+        class_names=tuple(map(str, fields["class_names"])),
+    )
 
 
 def layer(record: Record) -> keras.layers.Layer:

@@ -74,7 +74,8 @@ def affine(scale: Iterable[float], offset: Iterable[float]) -> list[keras.layers
 
 def _reverse_channels(x):
     """RGB to BGR, for the weights that came from Caffe."""
-    return x[..., ::-1] if keras.config.image_data_format() == "channels_last" else x[:, ::-1]
+    # Not x[..., ::-1]: PyTorch has no negative steps.
+    return keras.ops.flip(x, -1 if keras.config.image_data_format() == "channels_last" else 1)
 
 
 def checked(preprocessing: Any) -> tuple[Callable[[Any], Any], ...]:

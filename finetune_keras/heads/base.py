@@ -42,13 +42,14 @@ class Head(abc.ABC):
     def labels(self) -> str:
         """What labels it takes, in words: shape, kind and range."""
 
+    @property
+    @abc.abstractmethod
+    def outputs(self) -> tuple[record.Output, ...]:
+        """What it gives, in the terms of the file's record."""
+
     def record(self, origin: str) -> record.Record:
         """What travels in the file of a model with this head."""
-        return record.Record(
-            origin=origin,
-            labels=self.labels,
-            class_names=tuple(getattr(self, "class_names", None) or ()),
-        )
+        return record.Record(origin=origin, outputs=self.outputs)
 
 
 def name(part: str) -> str:

@@ -153,6 +153,19 @@ class Classification(base.Head):
         return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
     @property
+    def outputs(self) -> tuple[record.Output, ...]:
+        """One output."""
+        kind = "multi_label" if self.multi_label else "binary" if self._binary else "classification"
+        return (
+            record.Output(
+                kind=kind,
+                size=self.num_classes,
+                labels=self.labels,
+                class_names=tuple(self.class_names or ()),
+            ),
+        )
+
+    @property
     def labels(self) -> str:
         """What labels it takes, in words."""
         if self.multi_label:
