@@ -74,8 +74,13 @@ def vectors(n: int = 32):
     return rng.normal(size=(n, 6)).astype("float32"), rng.normal(size=(n, 3)).astype("float32")
 
 
+def same(found, expected, *, atol: float) -> None:
+    """Asserts that two tensors or arrays, of any backend, are equal to ``atol``."""
+    np.testing.assert_allclose(value(found), value(expected), rtol=1e-5, atol=atol)
+
+
 def value(variable) -> np.ndarray:
-    """A copy of a variable's value."""
+    """A copy of the value of a variable or tensor."""
     return np.array(keras.ops.convert_to_numpy(variable))
 
 

@@ -144,10 +144,11 @@ def _h5py():
 def _mismatch(error: BaseException) -> str:
     """The first two shapes that differ, where Keras names them."""
     text = str(error)
-    found = re.search(r"variable\.shape=(\([^)]*\)).*?value\.shape=(\([^)]*\))", text, re.DOTALL)
+    shape = r"(?:torch\.Size\()?[(\[]([^)\]]*)[)\]]"  # PyTorch writes torch.Size([3, 3])
+    found = re.search(rf"variable\.shape={shape}.*?value\.shape={shape}", text, re.DOTALL)
     if not found:
         return _reason(error)
-    mine, its = found.groups()
+    mine, its = (f"({numbers})" for numbers in found.groups())
     return f"a weight of shape {its} in the file, where the network has {mine}: another size of it?"
 
 
