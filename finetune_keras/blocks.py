@@ -1,20 +1,17 @@
-"""Depth, read off the graph.
+"""Depth, read off the graph: the blocks of a model.
 
-Walk the calls in topological order and keep the set of live tensors: those that depend on a
-weight and are still to be read. Wherever exactly one is live, everything before and everything
-after meet in that one tensor, and the graph is cut there. The weights since the last cut are one
-block: a residual block, a dense block's layer, an encoder layer, a plain convolution. No table of
-layer names is needed.
+A block is what lies between two cuts of `finetune_keras.depth`: a residual block, a dense block's
+layer, an encoder layer, a plain convolution. No table of layer names is needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import keras
 
-from finetune_keras import graph, parts
+from finetune_keras import depth, graph, parts
+from finetune_keras.depth import is_norm, waists
 
 __all__ = ["Block", "blocks", "blocks_of", "is_norm", "waists"]
 
@@ -66,98 +63,38 @@ def blocks(model: keras.Model) -> tuple[Block, ...]:
 
 def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
     """The blocks of an opened graph; ``head`` holds the indices of calls to leave out."""
-    chunks: list[list[int]] = []
-    sources = _sources(seen)
-    for chunk in _cut(seen, head):
-        kind = _kind(seen, chunk)
-        # What has no weights, and a normalisation alone, is part of what it follows.
-        joins = chunks and (kind != "weights" or _kind(seen, chunks[-1]) != "weights")
-        # Token, position and segment embeddings stand side by side: none is deeper.
-        beside = chunks and sources.intersection(chunk) and sources.intersection(chunks[-1])
-        if joins or beside:
-            chunks[-1] += chunk
-        else:
-            chunks.append(chunk)
-    chunks = [c for c in chunks if _kind(seen, c) != "nothing"]
     result = []
     taken: set[int] = set()
-    for index, chunk in enumerate(chunks):
+    paths = [call.path for call in seen.calls]
+    for index, chunk in enumerate(depth.cut(seen, head)):
         units = []
         for i in chunk:
             for unit in seen.calls[i].units:
                 if id(unit.variable) not in taken:
                     taken.add(id(unit.variable))
                     units.append(unit)
-        last = seen.calls[chunk[-1]]
-        named = [seen.calls[i] for i in chunk if isinstance(seen.calls[i].op, keras.layers.Layer)]
-        name = (named[-1] if named else last).path.rsplit("/", 1)[-1]
-        result.append(Block(index, name, tuple(chunk), tuple(units), last.outputs[-1]))
+        end = _end(seen, chunk)
+        before = [i for i in chunk if i <= end]
+        named = [i for i in before if isinstance(seen.calls[i].op, keras.layers.Layer)]
+        name = _short(paths[named[-1] if named else end], paths)
+        result.append(Block(index, name, tuple(chunk), tuple(units), seen.calls[end].outputs[0]))
     return tuple(result)
 
 
-def _sources(seen: graph.Opened) -> set[int]:
-    """Indices of calls that have weights and read no tensor that depends on any."""
-    weighted: set[int] = set()
-    sources = set()
-    for i, call in enumerate(seen.calls):
-        if weighted.intersection(call.inputs):
-            weighted.update(call.outputs)
-        elif call.units:
-            weighted.update(call.outputs)
-            sources.add(i)
-    return sources
+def _end(seen: graph.Opened, chunk: list[int]) -> int:
+    """The call in which a block ends; of several side by side the one that most comes before."""
+    read = {t for i in chunk for t in seen.calls[i].inputs}
+    ends = [i for i in chunk if not read.intersection(seen.calls[i].outputs)]
+    if len(ends) == 1:
+        return ends[0]
+    return max(ends, key=lambda i: (len(graph.ancestors(seen, [i])), i))
 
 
-def waists(seen: graph.Opened) -> list[graph.Call]:
-    """The calls whose one output is all that the rest of the model reads of what came before."""
-    return [
-        seen.calls[chunk[-1]]
-        for chunk in _cut(seen, frozenset())
-        if len(seen.calls[chunk[-1]].outputs) == 1
-    ]
-
-
-def _cut(seen: graph.Opened, head: frozenset[int]) -> list[list[int]]:
-    uses: dict[int, int] = {}
-    for call in seen.calls:
-        for t in set(call.inputs):
-            uses[t] = uses.get(t, 0) + 1
-    for t in seen.outputs:
-        uses[t] = uses.get(t, 0) + 1
-    weighted: set[int] = set()  # tensors that depend on a weight
-    live: set[int] = set()
-    chunks: list[list[int]] = [[]]
-    for i, call in enumerate(seen.calls):
-        for t in set(call.inputs):
-            uses[t] -= 1
-            if not uses[t]:
-                live.discard(t)
-        if call.units or weighted.intersection(call.inputs):
-            weighted.update(call.outputs)
-            live.update(t for t in call.outputs if uses.get(t))
-        if i in head:
-            continue
-        chunks[-1].append(i)
-        if len(live) == 1:
-            chunks.append([])
-    return [c for c in chunks if c]
-
-
-def _kind(seen: graph.Opened, chunk: list[int]) -> str:
-    """``"weights"``, or ``"norm"`` if only normalisations have them, or ``"nothing"``."""
-    layers = [u.layer for i in chunk for u in seen.calls[i].units]
-    if not layers:
-        return "nothing"
-    return "norm" if all(is_norm(layer) for layer in layers) else "weights"
-
-
-_NORM = re.compile(r"norm(alization)?(v2)?$", re.IGNORECASE)
-
-
-def is_norm(layer: keras.layers.Layer) -> bool:
-    """Whether a layer normalises: its class, or one it derives from, is named ``...Norm`` or
-    ``...Normalization``, as all of Keras' and KerasHub's are.
-    """
-    if isinstance(layer, keras.layers.Wrapper):
-        return False  # SpectralNormalization holds the kernel of the layer that it wraps
-    return any(_NORM.search(cls.__name__) for cls in type(layer).__mro__)
+def _short(path: str, paths: list[str]) -> str:
+    """The end of a path that means no other call: the last name, mostly."""
+    names = path.split("/")
+    for k in range(1, len(names)):
+        end = "/".join(names[-k:])
+        if not any(p != path and (p == end or p.endswith(f"/{end}")) for p in paths):
+            return end
+    return path

@@ -9,13 +9,13 @@ built or changed: the result is data about the model, and selectors, blocks, fre
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 
 from finetune_keras import _private
+from finetune_keras.tape import Tape, ends, inside, is_functional, tape, tensors
 
 __all__ = [
     "Call",
@@ -23,30 +23,12 @@ __all__ = [
     "Unit",
     "ancestors",
     "descendants",
+    "ends",
     "is_functional",
     "opened",
     "replay",
     "tape",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One call at one level of a model, on the symbolic tensors of its `Tape`."""
-
-    op: keras.Operation
-    args: tuple
-    kwargs: dict[str, Any]
-    outputs: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Tape:
-    """The calls of one functional model, nested models left closed."""
-
-    inputs: Any
-    steps: tuple[Step, ...]
-    outputs: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,60 +100,6 @@ class Opened:
     closed: bool = False
 
 
-def is_functional(model: Any) -> bool:
-    """Whether the calls inside ``model`` can be listed: functional, or sequential and built.
-
-    A subclass of a functional model that overrides ``call`` computes something else than its
-    graph says, so it counts as closed.
-    """
-    if isinstance(model, keras.Sequential):
-        return bool(model.built and model.inputs)
-    if not (isinstance(model, keras.Model) and isinstance(model, keras.Function)):
-        return False
-    for cls in type(model).__mro__:
-        if "call" in vars(cls):
-            return cls.__module__.split(".")[0] == "keras"
-    return False  # pragma: no cover
-
-
-_tapes: weakref.WeakKeyDictionary[keras.Model, tuple[tuple, Tape]] = weakref.WeakKeyDictionary()
-
-
-def tape(model: keras.Model) -> Tape:
-    """Records the calls of one functional or sequential model.
-
-    ``keras.models.clone_model`` replays a functional model and lets us watch every call; the
-    layers are the model's own. A graph does not change once it is made, so each model is replayed
-    once (a ``Sequential`` again after ``add`` or ``pop``).
-    """
-    key = tuple(id(layer) for layer in model.layers)
-    known = _tapes.get(model)
-    if known is not None and known[0] == key:
-        return known[1]
-    steps: list[Step] = []
-
-    def record(op, *args, **kwargs):
-        outputs = op(*args, **kwargs)
-        steps.append(Step(op, args, kwargs, outputs))
-        return outputs
-
-    # Around a compiled model Keras compiles the clone too, which would cost the optimizer's
-    # memory and fail on a loss that does not serialise; a bare model on the same tensors does not.
-    bare = keras.Model(*ends(model))
-    clone = keras.models.clone_model(bare, clone_function=lambda op: op, call_function=record)
-    result = Tape(clone.input, tuple(steps), clone.output)
-    _tapes[model] = (key, result)
-    return result
-
-
-def ends(model: keras.Model) -> tuple[Any, Any]:
-    """Symbolic inputs and outputs, as one tensor or in their structure."""
-    if isinstance(model, keras.Sequential):
-        # Its ``output`` is that of its first call inside another model, if there was one.
-        return model.inputs[0], model.outputs[0]
-    return model.input, model.output
-
-
 def opened(model: keras.Model) -> Opened:
     """Lists all that ``model`` computes, nested models opened.
 
@@ -229,8 +157,9 @@ class _Walk:
 
     def run(self, model: keras.Model) -> Opened:
         if is_functional(model):
-            inputs = [self._new(t) for t in _tensors(tape(model).inputs)]
-            outputs = self._open(model, "", inputs)
+            this = tape(model)
+            inputs = [self._new(t) for t in tensors(this.inputs)]
+            outputs = self._open(this, "", inputs)
         else:
             inputs = []
             self.calls.append(Call(model, "", (), (0,), self._own(model, "")))
@@ -250,22 +179,22 @@ class _Walk:
         self.shapes.append(tuple(tensor.shape))
         return len(self.shapes) - 1
 
-    def _open(self, model: keras.Model, prefix: str, inputs: list[int]) -> list[int]:
-        this = tape(model)
-        numbers = {id(t): n for t, n in zip(_tensors(this.inputs), inputs, strict=True)}
+    def _open(self, this: Tape, prefix: str, inputs: list[int]) -> list[int]:
+        numbers = {id(t): n for t, n in zip(tensors(this.inputs), inputs, strict=True)}
         for step in this.steps:
-            reads = tuple(numbers[id(t)] for t in _tensors((step.args, step.kwargs)))
             path = f"{prefix}{step.op.name}"
-            if is_functional(step.op):
+            within = inside(step)
+            if within is not None:
                 self.layers.setdefault(id(step.op), (path, step.op))
-                given = _given(step.op, step.args, step.kwargs)
-                made = self._open(step.op, f"{path}/", [numbers[id(t)] for t in given])
+                inner, given = within
+                made = self._open(inner, f"{path}/", [numbers[id(t)] for t in given])
             else:
-                made = [self._new(t) for t in _tensors(step.outputs)]
+                reads = tuple(numbers[id(t)] for t in tensors((step.args, step.kwargs)))
+                made = [self._new(t) for t in tensors(step.outputs)]
                 units = self._own(step.op, path) if isinstance(step.op, keras.layers.Layer) else ()
                 self.calls.append(Call(step.op, path, reads, tuple(made), units))
-            numbers.update({id(t): n for t, n in zip(_tensors(step.outputs), made, strict=True)})
-        return [numbers[id(t)] for t in _tensors(this.outputs)]
+            numbers.update({id(t): n for t, n in zip(tensors(step.outputs), made, strict=True)})
+        return [numbers[id(t)] for t in tensors(this.outputs)]
 
     def _own(self, layer: keras.layers.Layer, path: str) -> tuple[Unit, ...]:
         units = []
@@ -304,20 +233,6 @@ def _unique(names) -> list[str]:
     return result
 
 
-def _given(model: keras.Model, args: tuple, kwargs: dict) -> list[keras.KerasTensor]:
-    """The inputs of a call of a nested model in the order of its own: Keras takes a dict by the
-    names of the inputs, and masks are no inputs.
-    """
-    value = args[0] if args else kwargs["inputs"]
-    if isinstance(value, dict) and not isinstance(ends(model)[0], dict):
-        value = [value[t.name] for t in model.inputs]
-    return _tensors(value)
-
-
-def _tensors(structure: Any) -> list[keras.KerasTensor]:
-    return [t for t in keras.tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
-
-
 def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
     """Computes ``model`` on new inputs with nested models opened, and keeps every tensor.
 
@@ -328,26 +243,25 @@ def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
     Returns:
         The tensors, numbered as in `opened`. The layers and variables are the model's own.
     """
-    tensors: list[keras.KerasTensor] = []
+    kept: list[keras.KerasTensor] = []
 
-    def run(model: keras.Model, given: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
-        this = tape(model)
-        now = {id(t): n for t, n in zip(_tensors(this.inputs), given, strict=True)}
-
-        def swap(x):
-            return now.get(id(x), x)
-
+    def run(this: Tape, given: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
+        now = {id(t): n for t, n in zip(tensors(this.inputs), given, strict=True)}
         for step in this.steps:
-            args, kwargs = keras.tree.map_structure(swap, (step.args, step.kwargs))
-            if is_functional(step.op):
-                made = run(step.op, _given(step.op, args, kwargs))
+            within = inside(step)
+            if within is not None:
+                inner, reads = within
+                made = run(inner, [now[id(t)] for t in reads])
             else:
-                made = _tensors(step.op(*args, **kwargs))
-                tensors.extend(made)
-            now.update({id(t): n for t, n in zip(_tensors(step.outputs), made, strict=True)})
-        return [now[id(t)] for t in _tensors(this.outputs)]
+                args, kwargs = keras.tree.map_structure(
+                    lambda x: now.get(id(x), x), (step.args, step.kwargs)
+                )
+                made = tensors(step.op(*args, **kwargs))
+                kept.extend(made)
+            now.update({id(t): n for t, n in zip(tensors(step.outputs), made, strict=True)})
+        return [now[id(t)] for t in tensors(this.outputs)]
 
-    given = _tensors(inputs)
-    tensors.extend(given)
-    run(model, given)
-    return tensors
+    given = tensors(inputs)
+    kept.extend(given)
+    run(tape(model), given)
+    return kept
