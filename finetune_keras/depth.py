@@ -132,9 +132,8 @@ def _split(seen: graph.Opened, chunk: Chunk) -> list[Chunk]:
         ends = _cells(seen, chunk)
     if len(ends) < 2:
         return [chunk]
-    ends[-1] = chunk[-1]
-    starts = [chunk[0], *(end + 1 for end in ends)]
-    row = [[i for i in chunk if a <= i <= b] for a, b in zip(starts, ends, strict=False)]
+    starts, ends = [chunk[0], *(end + 1 for end in ends)], [*ends, chunk[-1]]
+    row = [[i for i in chunk if a <= i <= b] for a, b in zip(starts, ends, strict=True)]
     return [part for part in row if part]
 
 
@@ -146,21 +145,34 @@ def _is_block(op: keras.Operation) -> bool:
 
 
 def _cells(seen: graph.Opened, chunk: Chunk) -> list[int]:
-    """Ends of cells that each read the outputs of the two before: where just two tensors are
-    live, the older of them is the last cell's, and the one before that is read no more.
+    """Ends of cells that each read the outputs of the two before: just two tensors are live
+    there, one made by this cell and one by the last. A tensor that was padded, pooled or
+    activated since counts as the same.
     """
-    reads = [t for i in chunk for t in set(seen.calls[i].inputs)]
-    last = {t: i for i in chunk for t in seen.calls[i].inputs}
+    origin: dict[int, int] = {}
+    last: dict[int, int] = {}
+    reads: dict[int, int] = {}
+    for i in chunk:
+        call = seen.calls[i]
+        sources = {origin.get(t, t) for t in call.inputs}
+        for t in sources:
+            last[t] = i
+        if not call.units and len(sources) == 1:
+            origin.update(dict.fromkeys(call.outputs, sources.pop()))
+        else:
+            reads.update((t, reads.get(t, 0) + 1) for t in sources)
     weighted = _weighted(seen)
-    live: list[int] = []
-    row: list[tuple[int, int]] = []  # where a cell ends, and the tensor that it makes
+    mine = {t for i in chunk for t in seen.calls[i].outputs}
+    live = sorted(t for t in last if t in weighted and t not in mine)
+    best: dict[int, list[int]] = {}  # by the tensor that ends them, the longest rows of cells
     for i in chunk:
         live = [t for t in live if last[t] > i]
-        live += [t for t in seen.calls[i].outputs if t in weighted and last.get(t, 0) > i]
-        slides = len(live) == 2 and (not row or live[0] == row[-1][1])
-        if slides and reads.count(live[1]) > 1:
-            row.append((i, live[1]))
-    return [i for i, _ in row] if len(row) > 2 else []
+        made = [t for t in seen.calls[i].outputs if t in weighted and t not in origin]
+        live += [t for t in made if last.get(t, 0) > i]
+        if len(live) == 2 and made and live[1] == made[0] and reads.get(live[0], 0) > 1:
+            best[live[1]] = [*best.get(live[0], []), i]
+    row = max(best.values(), key=len, default=[])
+    return row if len(row) > 2 else []
 
 
 def _by_depth(seen: graph.Opened, chunks: list[Chunk]) -> list[Chunk]:

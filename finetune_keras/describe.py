@@ -7,7 +7,7 @@ import html
 
 import keras
 
-from finetune_keras import blocks, flags, graph, optimizers, parts, record
+from finetune_keras import blocks, depth, flags, graph, optimizers, parts, record
 
 __all__ = ["Description", "Row", "describe"]
 
@@ -175,10 +175,8 @@ def describe(model: keras.Model) -> Description:
     divided = parts.parts(model)
     compiled = model.compiled and model.optimizer is not None
     rate = optimizers.rate(model.optimizer) if compiled else None
-    rows = [
-        _row(b.name, "backbone", b.units, model, rate)
-        for b in blocks.blocks_of(divided.opened, divided.head_calls)
-    ]
+    found_blocks = blocks.blocks_of(divided.opened, divided.head_calls)
+    rows = [_row(b.name, "backbone", b.units, model, rate) for b in found_blocks]
     heads: dict[str, list[graph.Unit]] = {}
     for unit in divided.head_units:
         heads.setdefault(unit.path.rsplit("/", 1)[0], []).append(unit)
@@ -188,7 +186,7 @@ def describe(model: keras.Model) -> Description:
         model=model.name,
         rows=tuple(rows),
         optimizer=_optimizer(model, rate) if compiled else "",
-        notes=_notes(divided),
+        notes=(*_whole(divided, found_blocks), *_notes(divided)),
         origin=found.origin if found else "",
         labels=found.labels if found else "",
         class_names=found.class_names if found else (),
@@ -216,13 +214,30 @@ def _optimizer(model: keras.Model, rate: float) -> str:
     return f"{kind}, learning rate {rate:.3g}{now}"
 
 
+def _whole(divided: parts.Parts, found: tuple[blocks.Block, ...]) -> tuple[str, ...]:
+    """A word on a block that is most of the backbone: depth cannot be told inside it."""
+    counts = [sum(not blocks.is_norm(x) for x in b.layers) for b in found]
+    layers = sum(counts)
+    for block, count in zip(found, counts, strict=True):
+        if divided.opened.closed or count < 5 or 2 * count <= layers:
+            continue  # a residual block has four convolutions at most
+        span = depth.longest_lived(divided.opened, list(block.calls))
+        between = f": {span[1]!r} reads {span[0]!r} across them" if span else ""
+        return (
+            f"{count} of {layers} layers are one block, {block.name!r}{between}; "
+            "choose inside it by select.up_to, after, named or first",
+        )
+    return ()
+
+
 def _notes(divided: parts.Parts) -> tuple[str, ...]:
     model, seen = divided.model, divided.opened
     notes = []
     if seen.closed:
         notes.append(
             "a subclassed model: its graph cannot be read, so it is one block; choose by "
-            "select.named, first, last, of_type or where"
+            "select.named, first, last, of_type, norms, biases or where (up_to, after, head and "
+            "cut_at need a graph)"
         )
     elif not divided.rule:
         notes.append("no head found: select.head() has nothing to choose")

@@ -38,6 +38,7 @@ ORDER = [
     "backbones.letters",
     "backbones.preprocessing",
     "backbones.files",
+    "backbones.taps",
     "backbones.base",
     "backbones.models",
     "backbones.applications",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from finetune_keras import blocks, flags, graph
+from finetune_keras.backbones.taps import taps
 
 __all__ = ["Backbone"]
 
@@ -69,10 +69,11 @@ class Backbone:
     def taps(self) -> dict[str, keras.KerasTensor]:
         """The last tensor of each stride, ``{"S4": ..., "S8": ...}``, finest first.
 
-        For ``keras.Model(base.model.inputs, base.taps)``. Empty unless the network takes one
-        image and gives maps.
+        For ``keras.Model(base.model.inputs, base.taps)``. Maps have shape ``(batch, height,
+        width, channels)``; of transformers they are the tokens, ``(batch, tokens, channels)``,
+        and the stride is the patch's. Empty unless the network takes one image.
         """
-        return _taps(self)
+        return taps(self.model)
 
     def copy(self) -> Backbone:
         """The same backbone with variables and flags of its own."""
@@ -99,43 +100,3 @@ class Backbone:
         shape = getattr(self.network, "output_shape", None)
         cut = f", without {', '.join(self.dropped)}" if self.dropped else ""
         return f"<Backbone {self.source}{cut}: {self.network.input_shape} -> {shape}>"
-
-
-def _taps(backbone: Backbone) -> dict[str, keras.KerasTensor]:
-    model = backbone.model
-    if not graph.is_functional(backbone.network) or len(model.inputs) != 1:
-        return {}
-    if len(model.inputs[0].shape) != 4:
-        return {}
-    image, shapes = _shapes(model)
-    if not image:
-        return {}
-    tensors = graph.replay(model, model.inputs[0])
-    taps = {}
-    for call in blocks.waists(graph.opened(model)):
-        size = shapes[call.outputs[0]]
-        if len(size) != 2 or isinstance(call.op, keras.layers.ZeroPadding2D):
-            continue  # a padded map is on its way to the next stride
-        # Unpadded convolutions give 149 or 147 for 299 / 2: the nearest power of two is meant.
-        stride = 2 ** round(math.log2(max(a / b for a, b in zip(image, size, strict=True))))
-        taps[f"S{stride}"] = tensors[call.outputs[0]]
-    return taps
-
-
-def _shapes(model: keras.Model) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Height and width of a large image and of each tensor that it becomes; ``()`` for tensors
-    that are no maps.
-    """
-    axes = slice(2, 4) if keras.config.image_data_format() == "channels_first" else slice(1, 3)
-    own = model.inputs[0]
-    large = list(own.shape)
-    large[axes] = [512, 512]  # on small images unpadded convolutions blur the ratios
-    try:
-        tensors = graph.replay(model, keras.Input(batch_shape=large, dtype=own.dtype))
-    except ValueError:
-        if None in own.shape[1:]:
-            return (), []
-        large = list(own.shape)  # a layer in it wants the one size
-        tensors = graph.replay(model, own)
-    sizes = [tuple(t.shape)[axes] if len(t.shape) == 4 else () for t in tensors]
-    return tuple(large[axes]), [s if all(s) else () for s in sizes]

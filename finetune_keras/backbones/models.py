@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
-from finetune_keras import graph, parts
+from finetune_keras import graph, parts, tape
 from finetune_keras._errors import SelectionError, nearest
 
 __all__ = ["cut", "without_classifier"]
@@ -16,7 +18,8 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
     Args:
         model: a functional or sequential model.
         name: of a layer or operation, also inside a nested model, or a path where the name alone
-            is ambiguous.
+            is ambiguous; or a key of the model's output, where that is a dict. Inputs that the
+            features do not depend on are dropped.
 
     Returns:
         The shorter model, and the names of the layers that are not in it.
@@ -27,6 +30,11 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
     _check(model, f"cut_at={name!r}")
     if not isinstance(name, str):
         raise SelectionError(f"cut_at takes the name of a layer; given {name!r}")
+    outputs = graph.ends(model)[1]
+    keys = list(outputs) if isinstance(outputs, dict) else []
+    if name in keys:
+        this = graph.tape(model)
+        return _short(this, this.outputs[name], model.name)
     paths = list(dict.fromkeys(_paths(model)))  # a layer that is called twice is cut at its last
     hits = [p for p in paths if p == name] or [p for p in paths if p.endswith(f"/{name}")]
     if len(hits) != 1:
@@ -34,11 +42,15 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
             raise SelectionError(
                 f"cut_at={name!r} is ambiguous: give one of {', '.join(map(repr, hits))}"
             )
-        known = dict.fromkeys(p.rsplit("/", 1)[-1] for p in paths)
+        known = dict.fromkeys([*keys, *(p.rsplit("/", 1)[-1] for p in paths)])
         raise SelectionError(
             f"no layer {name!r} in the model {model.name!r}; {nearest(name, known)}"
         )
-    return _cut_path(model, hits[0].split("/"))
+    short, dropped = _cut_path(model, hits[0].split("/"))
+    if isinstance(short, keras.Sequential):
+        return short, dropped
+    short, _ = _short(graph.tape(short), graph.tape(short).outputs, short.name)
+    return short, dropped
 
 
 def without_classifier(model: keras.Model) -> tuple[keras.Model, tuple[str, ...]]:
@@ -97,6 +109,23 @@ def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[s
     kept = {id(op) for op in short.operations} | {id(step.op)}
     dropped = [s.op.name for s in this.steps if id(s.op) not in kept]
     return short, (*inner_dropped, *dict.fromkeys(dropped))
+
+
+def _short(this: tape.Tape, outputs: Any, name: str) -> tuple[keras.Model, tuple[str, ...]]:
+    """A model of what ``outputs`` depend on, with the inputs that they need."""
+    needed = {id(t) for t in tape.tensors(outputs)}
+    kept = set()
+    for step in reversed(this.steps):
+        if any(id(t) in needed for t in tape.tensors(step.outputs)):
+            kept.add(id(step.op))
+            needed.update(id(t) for t in tape.tensors((step.args, step.kwargs)))
+    inputs = this.inputs
+    if isinstance(inputs, dict):
+        inputs = {k: t for k, t in inputs.items() if id(t) in needed}
+    elif isinstance(inputs, list | tuple):
+        inputs = [t for t in inputs if id(t) in needed]
+    dropped = dict.fromkeys(s.op.name for s in this.steps if id(s.op) not in kept)
+    return keras.Model(inputs, outputs, name=name), tuple(dropped)
 
 
 def _cut_sequential(model: keras.Sequential, path: list[str]) -> tuple[keras.Model, tuple]:
