@@ -17,6 +17,8 @@ __all__ = [
     "own_weights",
     "rate_object",
     "sublayers",
+    "training_now",
+    "uncast",
 ]
 
 
@@ -78,3 +80,22 @@ def rate_object(optimizer: keras.optimizers.Optimizer) -> Any:
     copy, which does not come back if it is a lambda or a class of the user's.
     """
     return optimizer._learning_rate
+
+
+def training_now(layer: keras.layers.Layer) -> bool | None:
+    """Whether the call that is running is a training step, ``None`` if nobody said.
+
+    Keras hands this to a ``call`` that has a ``training`` argument only.
+    """
+    return layer._get_call_context().get_value("training")
+
+
+def uncast(variables: list[keras.Variable]) -> list[Any]:
+    """The values of variables in their own dtype, inside a layer of another precision too.
+
+    There ``variable.value`` is cast, and the scope that switches this off is not public.
+    """
+    from keras.src.backend import AutocastScope
+
+    with AutocastScope(None):
+        return [v.value for v in variables]

@@ -13,7 +13,7 @@ import re
 
 import keras
 
-from finetune_keras import _private, graph
+from finetune_keras import graph, tape
 
 __all__ = ["cut", "is_norm", "longest_lived", "waists"]
 
@@ -127,7 +127,7 @@ def _split(seen: graph.Opened, chunk: Chunk) -> list[Chunk]:
     """A chunk in which several blocks stand in a row, held together by a tensor that all of them
     read (the position bias of T5) or by each reading the two before it (the cells of NASNet).
     """
-    ends = [i for i in chunk if _is_block(seen.calls[i].op)]
+    ends = [i for i in chunk if tape.is_block(seen.calls[i].op)]
     if len(ends) < 2:
         ends = _cells(seen, chunk)
     if len(ends) < 2:
@@ -135,13 +135,6 @@ def _split(seen: graph.Opened, chunk: Chunk) -> list[Chunk]:
     starts, ends = [chunk[0], *(end + 1 for end in ends)], [*ends, chunk[-1]]
     row = [[i for i in chunk if a <= i <= b] for a, b in zip(starts, ends, strict=True)]
     return [part for part in row if part]
-
-
-def _is_block(op: keras.Operation) -> bool:
-    """Whether an operation is a layer of several layers with weights: a block to its author."""
-    if not isinstance(op, keras.layers.Layer):
-        return False
-    return sum(bool(x.weights) for x in _private.sublayers(op)) > 1
 
 
 def _cells(seen: graph.Opened, chunk: Chunk) -> list[int]:

@@ -14,7 +14,7 @@ import keras
 
 from finetune_keras import _private
 
-__all__ = ["Step", "Tape", "ends", "inside", "is_functional", "tape", "tensors"]
+__all__ = ["Step", "Tape", "ends", "inside", "is_block", "is_functional", "tape", "tensors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +133,16 @@ def _chain(step: Step) -> Tape | None:
     if not isinstance(layer, keras.layers.Layer) or isinstance(layer, keras.Model):
         return None
     if layer not in _chains:
-        several = sum(map(_is_block, _private.sublayers(layer))) > 1
+        several = sum(map(is_block, _private.sublayers(layer))) > 1
         _chains[layer] = _traced(step) if several else None
     return _chains[layer]
 
 
-def _is_block(layer: keras.layers.Layer) -> bool:
-    return sum(bool(x.weights) for x in _private.sublayers(layer)) > 1
+def is_block(op: Any) -> bool:
+    """Whether an operation is a layer of several layers with weights: a block to its author."""
+    if not isinstance(op, keras.layers.Layer):
+        return False
+    return sum(bool(x.weights) for x in _private.sublayers(op)) > 1
 
 
 def _traced(step: Step) -> Tape | None:

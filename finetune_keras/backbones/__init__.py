@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
 import keras
 
-from finetune_keras import graph
+from finetune_keras import graph, precision
 from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import applications, files, letters, models, preprocessing
 from finetune_keras.backbones.base import Backbone
+from finetune_keras.backbones.rebuild import rebuilt
+from finetune_keras.backbones.remat import recompute
 
 __all__ = ["Backbone", "backbone"]
 
@@ -24,6 +27,8 @@ def backbone(
     input_shape: tuple[int | None, ...] | None = None,
     cut_at: str | None = None,
     preprocessing: Any = "auto",
+    dtype: str | keras.DTypePolicy | None = None,
+    remat: bool = False,
     **options: Any,
 ) -> Backbone:
     """A pretrained network that takes raw inputs and gives features.
@@ -42,12 +47,21 @@ def backbone(
         input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
             size.
         cut_at: name of the layer whose output are the features, in place of the last before the
-            classifier.
+            classifier; or, of a network whose output is a dict, a key of it, such as
+            ``"sequence_output"`` of a BERT. Inputs that the features do not need are dropped (the
+            decoder's, of an encoder-decoder).
         preprocessing: ``"auto"`` puts the architecture's own preprocessing into the graph, so
             that the input is raw RGB from 0 to 255 (for files and models of your own nothing is
             known, and nothing is added). ``None`` adds nothing, for pipelines that call the
             family's ``preprocess_input`` themselves. Otherwise the name of an architecture whose
             preprocessing to use, a Keras layer, or a list of them.
+        dtype: what the network computes in: a Keras policy such as ``"mixed_bfloat16"``, or
+            ``"auto"`` for that on a GPU or TPU that has it; ``None`` leaves it as it is. The
+            layers and variables are then new ones, of a model of your own too. Preprocessing
+            and a head's last layer stay in float32, and Keras' global policy is not touched.
+        remat: whether the blocks of a transformer compute their activations again for the
+            backward pass rather than keep them (gradient checkpointing, Chen et al. 2016,
+            arXiv:1604.06174): less memory, about a third more time. Not kept in files.
         **options: for a name: further arguments of the function in ``keras.applications``, such
             as ``alpha=0.35``.
 
@@ -86,7 +100,12 @@ def backbone(
             "backbone takes a name, a path, a keras.Model or a Backbone; given "
             f"{type(source).__name__}"
         )
+    policy = None if dtype is None else precision.checked(dtype)
+    if policy is not None or remat:
+        made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
+    if remat:
+        recompute(made.network)
     return _preprocessed(made, preprocessing)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 
-from finetune_keras import blocks, flags, graph
+from finetune_keras import blocks, graph
+from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.taps import taps
 
 __all__ = ["Backbone"]
@@ -77,24 +78,7 @@ class Backbone:
 
     def copy(self) -> Backbone:
         """The same backbone with variables and flags of its own."""
-        own = self.network
-        if isinstance(own, keras.Sequential):
-            start = own.inputs[0]
-            first = keras.Input(batch_shape=start.shape, dtype=start.dtype, name=start.name)
-            bare = keras.Sequential([first, *own.layers], name=own.name)
-        else:  # around a compiled model Keras would compile the clone
-            bare = keras.Model(*graph.ends(own), name=own.name)
-        network = keras.models.clone_model(bare)
-        network.set_weights(own.get_weights())
-        seen = graph.opened(network)
-        for _, layer in seen.layers:
-            if isinstance(layer, keras.layers.Normalization):
-                layer.finalize_state()  # it computes from a copy of its weights
-        theirs = graph.opened(own).units
-        on = {u.path for u in flags.switches(theirs) if flags.is_on(u, own)}
-        state = frozenset(id(u.variable) for u in seen.units if u.path in on)
-        flags.put(network, seen.units, state)
-        return dataclasses.replace(self, network=network)
+        return dataclasses.replace(self, network=rebuilt(self.network))
 
     def __repr__(self) -> str:
         shape = getattr(self.network, "output_shape", None)
