@@ -8,7 +8,7 @@ right by construction.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import heads, record, select
+from finetune_keras import graph, heads, record, select
 from finetune_keras._errors import HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import Backbone, backbone
@@ -31,6 +31,7 @@ __all__ = [
     "compile",
     "describe",
     "freeze",
+    "graph",
     "heads",
     "load",
     "record",

@@ -20,6 +20,8 @@ ORDER = [
     "_version",
     "_errors",
     "_private",
+    "graph.walk",
+    "graph.surgery",
     "graph",
     "parts",
     "blocks",
