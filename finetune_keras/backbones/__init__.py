@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -11,8 +12,11 @@ from finetune_keras import graph
 from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import applications, files, letters, models, preprocessing
 from finetune_keras.backbones.base import Backbone
+from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
+from finetune_keras.backbones.loaded import Loaded
+from finetune_keras.backbones.stem import small_stem
 
-__all__ = ["Backbone", "backbone"]
+__all__ = ["Backbone", "Loaded", "backbone"]
 
 _LETTERS = "letters_resnet"
 
@@ -24,6 +28,8 @@ def backbone(
     input_shape: tuple[int | None, ...] | None = None,
     cut_at: str | None = None,
     preprocessing: Any = "auto",
+    stem: str | None = None,
+    in_channels: int | None = None,
     **options: Any,
 ) -> Backbone:
     """A pretrained network that takes raw inputs and gives features.
@@ -48,6 +54,13 @@ def backbone(
             known, and nothing is added). ``None`` adds nothing, for pipelines that call the
             family's ``preprocess_input`` themselves. Otherwise the name of an architecture whose
             preprocessing to use, a Keras layer, or a list of them.
+        stem: ``"small"`` is for small images such as 32 x 32: the strided convolution at the
+            input becomes 3 x 3 with stride 1, and a max-pooling after it goes. Its kernel is
+            kept if it was 3 x 3, else random. The layers themselves, but for these, are shared
+            with a network of your own.
+        in_channels: number of channels of the images, where that is not what the weights are
+            for: kernels that read the image are summed over RGB for one channel, repeated and
+            scaled for more. ``input_shape``, if given too, has the same number.
         **options: for a name: further arguments of the function in ``keras.applications``, such
             as ``alpha=0.35``.
 
@@ -56,12 +69,16 @@ def backbone(
 
     Raises:
         ValueError: for an unknown name, layer or shape.
-        WeightsError: if weights are missing, cannot be fetched, or belong to another architecture.
+        WeightsError: if weights are missing, cannot be fetched, or belong to another architecture
+            or number of channels.
 
     Examples:
         >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
         >>> base.model.output_shape, len(base.blocks)
         ((None, 2, 2, 2048), 17)
+        >>> small = backbone("letters_resnet", input_shape=(16, 16, 1), in_channels=1)
+        >>> print(small.loaded)
+        41 loaded, 1 adapted ('stem_conv/kernel')
     """
     if isinstance(source, Backbone):
         made = source
@@ -80,14 +97,17 @@ def backbone(
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
         made = Backbone(files.load_model(path), (), path.name)
     elif isinstance(source, str):
-        made = _by_name(source, weights, input_shape, options)
+        made = _by_name(
+            source, weights, pretrained_shape(source, weights, input_shape, in_channels), options
+        )
     else:
         raise TypeError(
             "backbone takes a name, a path, a keras.Model or a Backbone; given "
             f"{type(source).__name__}"
         )
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
-    return _preprocessed(made, preprocessing)
+    made = _preprocessed(made, preprocessing)
+    return small_stem(adapt_channels(made, in_channels), stem)
 
 
 def _is_path(source: object) -> bool:
@@ -140,7 +160,8 @@ def _letters(weights, input_shape, options) -> Backbone:
         files.load_into(network, weights, _LETTERS)
     shown = weights if weights is None else str(weights)
     steps = preprocessing.affine([1 / 127.5], [-1.0])
-    return Backbone(network, tuple(steps), f"{_LETTERS}, weights={shown!r}")
+    source = f"{_LETTERS}, weights={shown!r}"
+    return Backbone(network, tuple(steps), source, pretrained=weights is not None)
 
 
 def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone:
@@ -151,8 +172,8 @@ def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone
     else:
         return made
     if not dropped:
-        return Backbone(network, made.preprocessing, made.source, made.dropped)
-    return Backbone(network, made.preprocessing, made.source, (*made.dropped, *dropped))
+        return dataclasses.replace(made, network=network)
+    return dataclasses.replace(made, network=network, dropped=(*made.dropped, *dropped))
 
 
 def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
@@ -172,7 +193,7 @@ def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
     else:
         steps = preprocessing.checked(wanted)
         _one_input(made.network, wanted)
-    return Backbone(made.network, steps, made.source, made.dropped)
+    return dataclasses.replace(made, preprocessing=steps)
 
 
 def _one_input(network: keras.Model, wanted: Any) -> None:
