@@ -99,13 +99,18 @@ def locate(model: keras.Model, name: str) -> _Path:
         shown = ", ".join(repr("/".join(p)) for p in hits)
         raise SelectionError(f"{name!r} is ambiguous: give one of {shown}")
     if not hits:
-        held = next((p for p in paths if p == wanted[: len(p)] or wanted[:1] == p[-1:]), None)
-        inside = f" (what {'/'.join(held)!r} holds cannot be replaced singly)" if held else ""
-        known = dict.fromkeys(p[-1] for p in paths)
-        raise SelectionError(
-            f"no layer {name!r} in the model {model.name!r}{inside}; {nearest(name, known)}"
-        )
+        raise SelectionError(f"no layer {name!r} in the model {model.name!r}{_near(wanted, paths)}")
     return hits[0]
+
+
+def _near(wanted: _Path, paths: list[_Path]) -> str:
+    """The end of a message about a path that is not there: what is near it."""
+    holder = wanted[:-1]
+    beside = [p[-1] for p in paths if holder and p[:-1][-len(holder) :] == holder]
+    if holder and not beside and any(p[-len(holder) :] == holder for p in paths):
+        return f": what {'/'.join(holder)!r} holds cannot be replaced singly, only the whole"
+    known = dict.fromkeys(beside or (p[-1] for p in paths))
+    return f"; {nearest(wanted[-1], known)}"
 
 
 def _paths(model: keras.Model, before: _Path = ()):
