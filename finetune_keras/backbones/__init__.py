@@ -78,7 +78,7 @@ def backbone(
         ((None, 2, 2, 2048), 17)
         >>> small = backbone("letters_resnet", input_shape=(16, 16, 1), in_channels=1)
         >>> print(small.loaded)
-        41 loaded, 1 adapted ('stem_conv/kernel')
+        44 loaded, 1 adapted ('stem_conv/kernel')
     """
     if isinstance(source, Backbone):
         made = source

@@ -158,20 +158,23 @@ def _averaged(
     """
     config = layer.get_config()
 
-    def mean(value, axis=-1) -> np.ndarray:
-        value = np.asarray(keras.ops.convert_to_numpy(value), "float64")
-        return np.repeat(value.mean(axis=axis, keepdims=True), channels, axis=axis)
+    def value(v) -> np.ndarray:
+        return np.asarray(keras.ops.convert_to_numpy(v))
+
+    def mean(v, axis=-1) -> np.ndarray:
+        return np.repeat(value(v).mean(axis=axis, keepdims=True), channels, axis=axis)
 
     if isinstance(layer, keras.layers.Rescaling):
         if not (np.ndim(layer.scale) or np.ndim(layer.offset)):
             return layer, None
         config |= {k: float(np.mean(getattr(layer, k))) for k in ("scale", "offset")}
         return type(layer).from_config(config), None
-    if isinstance(layer, keras.layers.Normalization) and layer.axis != ():
+    if isinstance(layer, keras.layers.Normalization):
         if config["mean"] is not None:
-            config |= {k: mean(np.ravel(config[k])).tolist() for k in ("mean", "variance")}
+            if np.ndim(config["mean"]):
+                config |= {k: mean(config[k]).tolist() for k in ("mean", "variance")}
             return type(layer).from_config(config), None
-        values = [mean(w) if w.shape else keras.ops.convert_to_numpy(w) for w in layer.weights]
+        values = [mean(w) if len(w.shape) else value(w) for w in layer.weights]
         return type(layer).from_config(config), values
     if isinstance(layer, keras.layers.BatchNormalization):
         return type(layer).from_config(config), [mean(w) for w in layer.weights]
@@ -259,7 +262,8 @@ class _Zone:
             self._change(call, new)
             if values is not None:
                 self.values.append((new, values))
-                self.adapted += [u.path for u in call.units]
+                # A normalisation's count of examples is no value of a channel.
+                self.adapted += [u.path for u in call.units if len(u.variable.shape)]
 
     def _change(self, call: graph.Call, new: keras.layers.Layer | None) -> None:
         self.changes[_path(call)] = new
