@@ -110,6 +110,19 @@ def test_a_nested_model_that_is_called_twice_stays_one():
     np.testing.assert_allclose(out(new, [x, x]), 0, atol=1e-6)
 
 
+def test_one_model_in_two_others_is_replaced_where_the_path_says():
+    inner = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="d")], name="inner")
+    one = keras.Sequential([keras.Input((2,)), inner], name="one")
+    two = keras.Sequential([keras.Input((2,)), inner], name="two")
+    old = keras.Sequential([keras.Input((2,)), one, two])
+    new = graph.replace(old, {"one/inner/d": layers.Dense(2), "two/inner/d": None})
+    assert isinstance(new.get_layer("one").layers[0].layers[0], layers.Dense)
+    assert isinstance(new.get_layer("two").layers[0].layers[0], layers.Identity)
+    kept = graph.replace(old, {"one/inner/d": None})
+    assert kept.get_layer("two") is two
+    assert len(kept.weights) == 2
+
+
 def test_a_sequential_model_stays_one(tmp_path):
     old, (x, _) = chain(), vectors(4)
     new = graph.replace(old, {"b": None, "c": layers.Dense(5)})

@@ -161,7 +161,7 @@ class _Rebuild:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.made: dict[int, keras.Model] = {}
+        self.made: dict[_Path, keras.Model] = {}
 
     def run(self, model: keras.Model, new: dict, before: _Path, inputs: Any) -> keras.Model:
         this = tape(model)
@@ -202,13 +202,13 @@ class _Rebuild:
         fits = all(_takes(mine, t) for mine, t in zip(_tensors(ends(op)[0]), given, strict=True))
         if fits and not any(p[: len(path)] == path for p in new):
             return op
-        if id(op) not in self.made:
+        if path not in self.made:
             shapes = iter(given)
             inputs = keras.tree.map_structure(
                 lambda t: _like(t, _wider(t, next(shapes))), tape(op).inputs
             )
-            self.made[id(op)] = self.run(op, new, path, inputs)
-        return self.made[id(op)]
+            self.made[path] = self.run(op, new, path, inputs)
+        return self.made[path]
 
     def _distinct(self, ops: list) -> None:
         names: dict[str, int] = {}
