@@ -11,7 +11,7 @@ right by construction.
 from finetune_keras import graph, heads, record, select
 from finetune_keras._errors import HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
-from finetune_keras.backbones import Backbone, backbone
+from finetune_keras.backbones import Backbone, Loaded, backbone
 from finetune_keras.build import build
 from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
@@ -23,6 +23,7 @@ __all__ = [
     "Change",
     "Description",
     "HeadError",
+    "Loaded",
     "SelectionError",
     "WeightsError",
     "__version__",

@@ -58,16 +58,16 @@ def test_each_family_shrinks_small_images_less(name):
     if "ception" in name:
         size = 96 if name == "xception" else 160  # Keras takes no less than 71 and 75
     plain = backbone(name, weights=None, input_shape=(size, size, 3))
-    before = out(plain.model, photo(size))
+    config = plain.network.to_json()
     small = backbone(plain, stem="small")
+    assert plain.network.to_json() == config
     coarsest = [int(list(base.taps)[-1][1:]) for base in (plain, small)]
     assert coarsest == [32, 32 // gain]
     if size == 32:
         assert plain.model.output_shape[1:3] == (1, 1)
         assert small.model.output_shape[1:3] == (gain, gain)
     assert small.model.output_shape[-1] == plain.model.output_shape[-1]
-    assert np.isfinite(out(small.model, photo(size))).all()
-    np.testing.assert_array_equal(out(plain.model, photo(size)), before)
+    assert np.isfinite(out(small.model, photo(size, 1))).all()
     shared = {id(u.variable) for u in graph.opened(plain.network).units}
     own = {u.path for u in graph.opened(small.network).units if id(u.variable) not in shared}
     assert len({p.rsplit("/", 1)[0] for p in own}) == 1  # one convolution
