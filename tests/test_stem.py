@@ -194,6 +194,18 @@ def test_the_stem_of_resnet_is_new_and_the_record_says_so():
         assert isinstance(small.network.get_layer(name), layers.Identity)
 
 
+def test_a_new_kernel_learns_in_a_frozen_network_and_a_kept_one_does_not():
+    for kernel, learns in ((5, True), (3, False)):
+        inputs = keras.Input((16, 16, 3))
+        x = layers.Conv2D(4, kernel, strides=2, name="conv")(inputs)
+        network = keras.Model(inputs, layers.Conv2D(4, 3, name="next")(x))
+        network.trainable = False
+        small = backbone(network, stem="small")
+        assert small.network.get_layer("conv").trainable is learns
+        assert not small.network.get_layer("next").trainable
+        assert not network.get_layer("conv").trainable
+
+
 def test_weights_at_random_are_recorded():
     base = backbone("letters_resnet", weights=None)
     assert base.loaded.loaded == ()

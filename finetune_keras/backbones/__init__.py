@@ -56,8 +56,8 @@ def backbone(
             preprocessing to use, a Keras layer, or a list of them.
         stem: ``"small"`` is for small images such as 32 x 32: the strided convolution at the
             input becomes 3 x 3 with stride 1, and a max-pooling after it goes. Its kernel is
-            kept if it was 3 x 3, else random. The layers themselves, but for these, are shared
-            with a network of your own.
+            kept if it was 3 x 3, else random, and must not be frozen then (``.loaded.random``
+            has its path). The other layers are shared with a network of your own.
         in_channels: number of channels of the images, where that is not what the weights are
             for: kernels that read the image are summed over RGB for one channel, repeated and
             scaled for more. ``input_shape``, if given too, has the same number.

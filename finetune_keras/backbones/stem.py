@@ -37,7 +37,8 @@ def small_stem(made: Backbone, stem: str | None) -> Backbone:
     Returns:
         A backbone whose output stride is 4 times smaller where there was a pooling (ResNet,
         DenseNet) or a convolution of stride 4 (ConvNeXt), else 2 times. A kernel that was 3 x 3
-        is kept (EfficientNet, MobileNet); others start at random (He normal).
+        is kept (EfficientNet, MobileNet); others start at random (He normal) and
+        learn, whatever the old one's flag was.
 
     Raises:
         ValueError: for another word, or a network that has no strided convolution at its input.
@@ -52,7 +53,7 @@ def small_stem(made: Backbone, stem: str | None) -> Backbone:
     config = {**old.get_config(), "kernel_size": _KERNEL, "strides": (1, 1), "padding": "same"}
     same = tuple(old.kernel_size) == _KERNEL
     if not same:
-        config["kernel_initializer"] = "he_normal"
+        config |= {"kernel_initializer": "he_normal", "trainable": True}
     new = type(old).from_config(config)
     changes = {tuple(c.path.split("/")): None for c in gone}
     network = graph.rebuild(made.network, {tuple(conv.path.split("/")): new, **changes})
