@@ -8,10 +8,10 @@ right by construction.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import heads, record, select
+from finetune_keras import graph, heads, record, select
 from finetune_keras._errors import HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
-from finetune_keras.backbones import Backbone, backbone
+from finetune_keras.backbones import Backbone, Loaded, backbone
 from finetune_keras.build import build
 from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
@@ -23,6 +23,7 @@ __all__ = [
     "Change",
     "Description",
     "HeadError",
+    "Loaded",
     "SelectionError",
     "WeightsError",
     "__version__",
@@ -31,6 +32,7 @@ __all__ = [
     "compile",
     "describe",
     "freeze",
+    "graph",
     "heads",
     "load",
     "record",

@@ -12,10 +12,13 @@ from finetune_keras import graph, precision
 from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import applications, files, letters, models, preprocessing
 from finetune_keras.backbones.base import Backbone
+from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
+from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.remat import recompute
+from finetune_keras.backbones.stem import small_stem
 
-__all__ = ["Backbone", "backbone"]
+__all__ = ["Backbone", "Loaded", "backbone"]
 
 _LETTERS = "letters_resnet"
 
@@ -29,6 +32,8 @@ def backbone(
     preprocessing: Any = "auto",
     dtype: str | keras.DTypePolicy | None = None,
     remat: bool = False,
+    stem: str | None = None,
+    in_channels: int | None = None,
     **options: Any,
 ) -> Backbone:
     """A pretrained network that takes raw inputs and gives features.
@@ -62,6 +67,13 @@ def backbone(
         remat: whether the blocks of a transformer compute their activations again for the
             backward pass rather than keep them (gradient checkpointing, Chen et al. 2016,
             arXiv:1604.06174): less memory, about a third more time. Not kept in files.
+        stem: ``"small"`` is for small images such as 32 x 32: the strided convolution at the
+            input becomes 3 x 3 with stride 1, and a max-pooling after it goes. Its kernel is
+            kept if it was 3 x 3, else random, and must not be frozen then (``.loaded.random``
+            has its path). The other layers are shared with a network of your own.
+        in_channels: number of channels of the images, where that is not what the weights are
+            for: kernels that read the image are summed over RGB for one channel, repeated and
+            scaled for more. ``input_shape``, if given too, has the same number.
         **options: for a name: further arguments of the function in ``keras.applications``, such
             as ``alpha=0.35``.
 
@@ -70,12 +82,16 @@ def backbone(
 
     Raises:
         ValueError: for an unknown name, layer or shape.
-        WeightsError: if weights are missing, cannot be fetched, or belong to another architecture.
+        WeightsError: if weights are missing, cannot be fetched, or belong to another architecture
+            or number of channels.
 
     Examples:
         >>> base = backbone("resnet50", weights=None, input_shape=(64, 64, 3))
         >>> base.model.output_shape, len(base.blocks)
         ((None, 2, 2, 2048), 17)
+        >>> small = backbone("letters_resnet", input_shape=(16, 16, 1), in_channels=1)
+        >>> print(small.loaded)
+        44 loaded, 1 adapted ('stem_conv/kernel')
     """
     if isinstance(source, Backbone):
         made = source
@@ -94,7 +110,9 @@ def backbone(
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
         made = Backbone(files.load_model(path), (), path.name)
     elif isinstance(source, str):
-        made = _by_name(source, weights, input_shape, options)
+        made = _by_name(
+            source, weights, pretrained_shape(source, weights, input_shape, in_channels), options
+        )
     else:
         raise TypeError(
             "backbone takes a name, a path, a keras.Model or a Backbone; given "
@@ -104,9 +122,11 @@ def backbone(
     if policy is not None or remat:
         made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
+    made = _preprocessed(made, preprocessing)
+    made = small_stem(adapt_channels(made, in_channels), stem)
     if remat:
         recompute(made.network)
-    return _preprocessed(made, preprocessing)
+    return made
 
 
 def _is_path(source: object) -> bool:
@@ -159,7 +179,8 @@ def _letters(weights, input_shape, options) -> Backbone:
         files.load_into(network, weights, _LETTERS)
     shown = weights if weights is None else str(weights)
     steps = preprocessing.affine([1 / 127.5], [-1.0])
-    return Backbone(network, tuple(steps), f"{_LETTERS}, weights={shown!r}")
+    source = f"{_LETTERS}, weights={shown!r}"
+    return Backbone(network, tuple(steps), source, pretrained=weights is not None)
 
 
 def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone:
@@ -170,8 +191,8 @@ def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone
     else:
         return made
     if not dropped:
-        return Backbone(network, made.preprocessing, made.source, made.dropped)
-    return Backbone(network, made.preprocessing, made.source, (*made.dropped, *dropped))
+        return dataclasses.replace(made, network=network)
+    return dataclasses.replace(made, network=network, dropped=(*made.dropped, *dropped))
 
 
 def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
@@ -191,7 +212,7 @@ def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
     else:
         steps = preprocessing.checked(wanted)
         _one_input(made.network, wanted)
-    return Backbone(made.network, steps, made.source, made.dropped)
+    return dataclasses.replace(made, preprocessing=steps)
 
 
 def _one_input(network: keras.Model, wanted: Any) -> None:

@@ -89,7 +89,7 @@ def load(
             **options,
         )
     except ValueError as e:
-        raise ValueError(f"{name!r} with input_shape={input_shape}: {_sentence(e)}") from e
+        raise ValueError(_refused(name, input_shape, e)) from e
     except Exception as e:
         if weights == "imagenet":
             raise WeightsError(_offline(name, e)) from e
@@ -105,7 +105,8 @@ def load(
         before += _missing_rescaling(name, network)
     shown = Path(weights).name if from_file else weights
     more = "".join(f", {k}={v!r}" for k, v in options.items())
-    return Backbone(network, tuple(before), f"{name}, weights={shown!r}{more}")
+    source = f"{name}, weights={shown!r}{more}"
+    return Backbone(network, tuple(before), source, pretrained=weights is not None)
 
 
 def _with_top(name: str, weights: str | os.PathLike) -> str:
@@ -169,6 +170,18 @@ def _missing_rescaling(name: str, network: keras.Model) -> list:
         return []  # not ImageNet's statistics, or their true variance
     scale = 1 / np.sqrt(variance)
     return preprocessing.affine(scale, 255 * mean * (1 - scale))
+
+
+def _refused(name: str, input_shape: tuple | None, error: ValueError) -> str:
+    least = re.search(r"Input size must be at least (\d+)x(\d+)", str(error))
+    if least is None:
+        return f"{name!r} with input_shape={input_shape}: {_sentence(error)}"
+    height, width = least.groups()
+    return (
+        f"{name!r} takes images of at least {height}x{width}; given input_shape={input_shape}: "
+        f"enlarge them, as by keras.layers.Resizing({height}, {width}); stem='small' then keeps "
+        "their detail where the network has a strided stem"
+    )
 
 
 def _offline(name: str, error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from finetune_keras import blocks, graph
+from finetune_keras.backbones.loaded import Edits, Loaded
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.taps import taps
 
@@ -26,6 +27,8 @@ class Backbone:
         preprocessing: what raw inputs pass through first, in order.
         source: where it came from, in words.
         dropped: names of the layers that were cut off to get at the features.
+        pretrained: whether the weights are the source's; if not, all are random.
+        edits: what a new stem or other channels did to the weights; `loaded` has it all.
 
     Examples:
         >>> from finetune_keras import backbone
@@ -40,6 +43,8 @@ class Backbone:
     preprocessing: tuple[Callable[[Any], Any], ...] = ()
     source: str = ""
     dropped: tuple[str, ...] = ()
+    pretrained: bool = True
+    edits: Edits = dataclasses.field(default_factory=Edits)
 
     def __call__(self, inputs: Any) -> Any:
         """Raw inputs (symbolic tensors) to features, the network as one nested layer."""
@@ -59,6 +64,22 @@ class Backbone:
         """Raw inputs in, features out: preprocessing and network in one ``keras.Model``."""
         inputs = self.inputs()
         return keras.Model(inputs, self(inputs), name=f"{self.network.name}_features")
+
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        """Which weights came from the source, were adapted or are random, and what found no
+        place, by their paths in ``network``.
+        """
+        paths = [u.path for u in graph.opened(self.network).units]
+        if not self.pretrained:
+            return Loaded(random=tuple(paths))
+        adapted, random = set(self.edits.adapted), set(self.edits.random)
+        return Loaded(
+            tuple(p for p in paths if p not in adapted | random),
+            tuple(p for p in paths if p in adapted),
+            tuple(p for p in paths if p in random),
+            self.edits.skipped,
+        )
 
     @property
     def blocks(self) -> tuple[blocks.Block, ...]:
@@ -83,4 +104,5 @@ class Backbone:
     def __repr__(self) -> str:
         shape = getattr(self.network, "output_shape", None)
         cut = f", without {', '.join(self.dropped)}" if self.dropped else ""
-        return f"<Backbone {self.source}{cut}: {self.network.input_shape} -> {shape}>"
+        edits = f"; {self.edits}" if self.edits != Edits() else ""
+        return f"<Backbone {self.source}{cut}: {self.network.input_shape} -> {shape}{edits}>"

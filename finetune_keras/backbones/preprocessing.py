@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_keras import parts
 
-__all__ = ["affine", "checked", "measured"]
+__all__ = ["affine", "checked", "measured", "reverse_channels"]
 
 
 def measured(
@@ -55,7 +55,7 @@ def measured(
         scale, offset = scale[:1], offset[:1]
     steps: list[Callable[[Any], Any]] = []
     if flipped:
-        steps.append(_reverse_channels)
+        steps.append(reverse_channels)
     steps += affine(scale, offset)
     return tuple(steps)
 
@@ -72,7 +72,7 @@ def affine(scale: Iterable[float], offset: Iterable[float]) -> list[keras.layers
     return [keras.layers.Rescaling(scale, offset, name=name, dtype="float32")]
 
 
-def _reverse_channels(x):
+def reverse_channels(x):
     """RGB to BGR, for the weights that came from Caffe."""
     # Not x[..., ::-1]: PyTorch has no negative steps.
     return keras.ops.flip(x, -1 if keras.config.image_data_format() == "channels_last" else 1)
