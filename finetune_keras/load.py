@@ -10,7 +10,8 @@ from pathlib import Path
 
 import keras
 
-from finetune_keras import flags, graph, record
+from finetune_keras import _private, flags, graph, record
+from finetune_keras.heads import uncertainty
 from finetune_keras.optimizers import innermost, newcomers
 
 __all__ = ["load"]
@@ -98,6 +99,7 @@ def _compile_as_saved(model: keras.Model, path: Path, custom_objects: dict | Non
             return
         with keras.saving.custom_object_scope(custom_objects or {}):
             model.compile_from_config(config)
+        uncertainty.bind(model, _private.compile_arguments(model)["loss"])
         if model.optimizer is None:
             return
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
