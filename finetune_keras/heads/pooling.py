@@ -139,22 +139,17 @@ def _nested(
     x = inputs[0]
     if len(x.shape) > 3 and keras.config.image_data_format() == "channels_first":
         x = ops.moveaxis(x, 1, -1)
+    if x.shape[-1] is None:
+        raise HeadError(
+            f"the features have no fixed width, shape {features.shape}: "
+            "give the backbone an input_shape"
+        )
     if len(x.shape) > 3:
-        x = ops.reshape(x, (-1, _positions(x), x.shape[-1]))
+        x = keras.layers.Reshape((-1, x.shape[-1]), dtype=features.dtype, name="positions")(x)
     kept = None if mask is None else ops.expand_dims(ops.cast(inputs[1], "bool"), -1)
     x = ops.cast(rule(x, kept), features.dtype)
     made = keras.Model(inputs, x, name=base.name(f"{prefix}pool"))
     return made(given if len(given) > 1 else given[0])
-
-
-def _positions(x: keras.KerasTensor) -> int:
-    """Number of positions of maps, -1 where one size is open."""
-    total = 1
-    for n in x.shape[1:-1]:
-        if n is None:
-            return -1
-        total *= n
-    return total
 
 
 def _mean(x, kept):

@@ -14,9 +14,32 @@ from finetune_keras._errors import HeadError, nearest
 from finetune_keras.heads import base
 from finetune_keras.heads.trunk import Trunk
 
-__all__ = ["Regression"]
+__all__ = ["Huber", "Regression"]
 
 _LOSSES = ("mse", "mae", "huber")
+
+
+@keras.saving.register_keras_serializable("finetune_keras")
+class Huber(keras.losses.Huber):
+    """Keras' Huber loss (Huber 1964), with a file that keeps ``delta``: Keras' own comes back
+    with a delta of 1.
+
+    Args:
+        delta: the error up to which the loss is quadratic, in units of the targets.
+        **kwargs: as in ``keras.losses.Huber``.
+
+    Examples:
+        >>> Huber.from_config(Huber(delta=12.5).get_config()).delta
+        12.5
+    """
+
+    def __init__(self, delta: float = 1.0, **kwargs: Any):
+        super().__init__(delta=delta, **kwargs)
+        self.delta = delta
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras' config and the delta."""
+        return {**super().get_config(), "delta": self.delta}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +56,8 @@ class Regression(Trunk):
     Attributes:
         num_outputs: how many numbers for each example.
         hidden, activation, dropout, l1, l2, pooling, normalization: as in `Classification`.
-        loss: ``"mse"``, ``"mae"``, ``"huber"`` (quadratic up to one standard deviation), or a
+        loss: ``"mse"``, ``"mae"``, ``"huber"`` (quadratic up to one standard deviation; with
+            `std` it is this package's, which Keras alone loads for predictions only), or a
             ``keras.losses.Loss``, which is taken as it is, in units of the targets.
         mean: of the targets, a number or one for each output; 0 by default.
         std: of the targets, a number or one for each output; 1 by default. Where they differ, the
@@ -115,10 +139,14 @@ class Regression(Trunk):
         made = {
             "mse": keras.losses.MeanSquaredError,
             "mae": keras.losses.MeanAbsoluteError,
-            "huber": lambda: keras.losses.Huber(delta=self._spread),
+            "huber": self._huber,
         }
         loss = made[self.loss]() if isinstance(self.loss, str) else self.loss
         return {**super().compile_arguments(), "loss": loss}
+
+    def _huber(self) -> keras.losses.Huber:
+        # Keras' own where it will do, so that Keras alone loads the file compiled.
+        return keras.losses.Huber() if self.std is None else Huber(delta=self._spread)
 
     @property
     def loss_weights(self) -> float | None:
