@@ -116,24 +116,18 @@ def pooled():
 )
 def test_any_model_whose_head_is_found_can_change_it(make, nested):
     old = make()
-    gone = {u.path.split("/")[0] for u in ftk.graph.opened(old).units} & {
-        *describe_head(old),
-    }
+    gone = {r.name for r in describe(old).rows if r.part == "head"}
     assert gone
     new = replace_head(old, heads.Classification(4))
     paths = {u.path for u in ftk.graph.opened(new).units}
     assert not any(set(p.split("/")) & gone for p in paths)
     assert any(p.startswith(f"{nested}/") for p in paths)
-    assert new.get_layer(nested) in new.layers
+    assert isinstance(new.get_layer(nested), type(old) if nested == old.name else keras.Model)
     kept = {id(u.variable) for u in ftk.graph.opened(new).units if "ftk_head" not in u.path}
     assert kept <= {id(v) for v in old.weights}
     assert [r.name for r in describe(new).rows if r.part == "head"] == ["ftk_head_output"]
     x = np.zeros((2, *new.input_shape[1:]), "float32")
     new.fit(x, np.array([0, 3]), verbose=0)
-
-
-def describe_head(model):
-    return [r.name for r in describe(model).rows if r.part == "head"]
 
 
 def test_heads_of_several_outputs_come_and_go(tmp_path):
@@ -159,3 +153,21 @@ def test_bad_input_names_the_fix():
         replace_head(built(), {"a": 1})
     with pytest.raises(TypeError, match=r"takes a keras.Model; given a str"):
         replace_head("resnet50", heads.Classification(3))
+
+
+def test_what_a_sequential_model_does_first_is_shared():
+    inner = residual()
+    old = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            layers.Rescaling(1 / 255, name="scaled"),
+            inner,
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3),
+        ]
+    )
+    new = replace_head(old, heads.Classification(2), freeze=select.first(2))
+    assert [x.name for x in new.layers][1:4] == ["scaled", "residual", "ftk_head_pool"]
+    assert new.get_layer("residual") is inner
+    assert not inner.get_layer("stem_conv").trainable
+    assert inner.get_layer("block1_conv1").trainable

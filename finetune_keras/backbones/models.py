@@ -88,6 +88,8 @@ def without_head(model: keras.Model) -> keras.Model | None:
     names = {divided.opened.calls[i].path.split("/")[0] for i in divided.head_calls}
     if path[0] in names:  # the head begins inside a nested model
         return _cut_path(model, path)[0]
+    if isinstance(model, keras.Sequential):
+        return _cut_sequential(model, path[:1])[0]
     this = graph.tape(model)
     head = [s for s in this.steps if s.op.name in names]
     read = {id(t) for s in head for t in keras.tree.flatten((s.args, s.kwargs))}
