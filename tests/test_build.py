@@ -290,7 +290,7 @@ def test_a_record_cannot_make_us_inflate_without_bound():
     import zlib
 
     def with_origin(text):
-        fields = {"origin": text, "labels": "", "class_names": [], "frozen": [], "newcomers": []}
+        fields = {"origin": text, "outputs": [], "frozen": [], "newcomers": []}
         packed = base64.b32encode(zlib.compress(json.dumps(fields).encode()))
         x = keras.Input((2,))
         name = f"ftk_head_record_{packed.decode().rstrip('=')}"

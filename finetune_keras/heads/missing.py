@@ -45,7 +45,7 @@ class KnownLoss(keras.losses.Loss):
 
     Examples:
         >>> loss = KnownLoss(keras.losses.MeanSquaredError(), "regression")
-        >>> float(loss([2.0, float("nan")], [[0.0], [0.0]]))
+        >>> float(loss(ops.array([2.0, float("nan")]), ops.zeros((2, 1))))
         4.0
     """
 
@@ -87,7 +87,7 @@ class KnownMetric(keras.metrics.Metric):
 
     Examples:
         >>> metric = KnownMetric(keras.metrics.MeanAbsoluteError(name="mae"), "regression")
-        >>> metric.update_state([2.0, float("nan")], [[0.5], [0.0]])
+        >>> metric.update_state(ops.array([2.0, float("nan")]), ops.full((2, 1), 0.5))
         >>> metric.name, float(metric.result())
         ('mae', 1.5)
     """
