@@ -209,6 +209,21 @@ def test_a_head_computes_in_the_precision_of_its_features_and_gives_float32(head
     assert keras.config.dtype_policy().name == "float32"
 
 
+def test_no_global_policy_rounds_the_output():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        inputs = keras.Input((6,), dtype="bfloat16")
+        head = Multi({"a": Regression(mean=1000.0, std=1.0)}, weights="uncertainty")
+        model = keras.Model(inputs, head(inputs))
+        x = keras.ops.cast(np.random.default_rng(0).normal(size=(4, 6)), "bfloat16")
+        y = keras.ops.convert_to_numpy(model(x)["a"])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    # bfloat16 has steps of 4 at 1000.
+    assert len(np.unique(y)) == 4
+    assert np.abs(y - 1000).max() < 1
+
+
 # ---- class names
 
 
