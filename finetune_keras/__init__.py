@@ -17,6 +17,7 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.replace_head import replace_head
 
 __all__ = [
     "Backbone",
@@ -36,6 +37,7 @@ __all__ = [
     "heads",
     "load",
     "record",
+    "replace_head",
     "select",
     "thaw",
 ]

@@ -15,7 +15,7 @@ from finetune_keras.backbones.base import Backbone
 from finetune_keras.compile import compile as _compile
 from finetune_keras.heads.base import Head
 
-__all__ = ["build"]
+__all__ = ["attach", "build", "check_head", "finish"]
 
 
 def build(
@@ -68,8 +68,7 @@ def build(
             f"build takes a backbone; given the name {backbone!r}: write "
             f"build(backbone({backbone!r}), ...)"
         )
-    if not isinstance(head, Head):
-        raise TypeError(f"build takes a head such as heads.Classification(10); given {head!r}")
+    check_head(head, "build")
     backbone = _backbones.backbone(backbone)
     taken = [x.name for x in _all_layers(backbone.network) if x.name.startswith(parts.HEAD)]
     if taken:
@@ -87,8 +86,60 @@ def build(
     x = inputs
     for layer in _augmenters(augment):
         x = layer(x)
-    outputs = head(backbone(x), origin=backbone.source)
-    model = keras.Model(inputs, outputs, name=name or f"{backbone.network.name}_fine_tuned")
+    name = name or f"{backbone.network.name}_fine_tuned"
+    model = attach(inputs, backbone(x), head, origin=backbone.source, name=name)
+    finish(model, head, freeze, optimizer=optimizer, learning_rate=learning_rate)
+    return model
+
+
+def check_head(head: Any, function: str) -> None:
+    """Raises ``TypeError`` unless ``head`` is one."""
+    if not isinstance(head, Head):
+        hint = ": write heads.Multi({...})" if isinstance(head, dict) else ""
+        raise TypeError(
+            f"{function} takes a head such as heads.Classification(10); given {head!r}{hint}"
+        )
+
+
+def attach(inputs: Any, features: Any, head: Head, *, origin: str, name: str) -> keras.Model:
+    """The model from ``inputs`` to the head's outputs, with the padding mask where there is one.
+
+    Args:
+        inputs: symbolic inputs, in any structure.
+        features: the tensor that they become.
+        head: what goes on it.
+        origin: of the features, for the record.
+        name: of the model.
+    """
+    mask = _mask(inputs, features)
+    return keras.Model(inputs, head(features, origin=origin, mask=mask), name=name)
+
+
+def _mask(inputs: Any, features: Any) -> keras.KerasTensor | None:
+    """The input that says which steps of a sequence are tokens: KerasHub's ``padding_mask``."""
+    if not isinstance(features, keras.KerasTensor) or len(features.shape) != 3:
+        return None
+    for t in keras.tree.flatten(inputs):
+        named = t.name.endswith("padding_mask") and len(t.shape) == 2
+        if named and len({t.shape[1], features.shape[1]} - {None}) < 2:
+            return t
+    return None
+
+
+def finish(
+    model: keras.Model,
+    head: Head,
+    freeze: select.Selector | None,
+    **settings: Any,
+) -> None:
+    """Freezes and compiles a model with a new head; the flags are as they were if that fails.
+
+    Args:
+        model: the model.
+        head: its head, for loss and metrics.
+        freeze: what shall not learn.
+        **settings: for `finetune_keras.compile`.
+    """
     before = flags.Snapshot(model)
     try:
         if freeze is not None:
@@ -101,17 +152,10 @@ def build(
                 f"nothing would learn: freeze={freeze} covers the whole model, the head too; "
                 "freeze=select.backbone() leaves the head"
             )
-        _compile(
-            model,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            loss=head.loss,
-            metrics=head.metrics,
-        )
+        _compile(model, **head.compile_arguments(), **settings)
     except BaseException:
         before.restore()
         raise
-    return model
 
 
 def _augmenters(augment: Any) -> Sequence[keras.layers.Layer]:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from finetune_keras import _private, graph, optimizers, parts, record
+from finetune_keras.heads import uncertainty
 
 __all__ = ["compile", "learning", "recompile"]
 
@@ -129,13 +130,15 @@ def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given
     """Compiles with ``optimizer`` and what the last compile was given, ``given`` on top."""
     before = dict(vars(model))
     try:
+        kept = _private.compile_arguments(model) if model.compiled else {}
+        if {**kept, **given}.get("loss") is not None:
+            given["loss"] = uncertainty.bind(model, {**kept, **given}["loss"])
         if model.compiled:
             if model.dtype_policy.name == "mixed_float16":
                 given["auto_scale_loss"] = isinstance(
                     model.optimizer, keras.optimizers.LossScaleOptimizer
                 )
             # A model's own ``compile`` ran once and left its mark; it may take other arguments.
-            kept = _private.compile_arguments(model)
             keras.Model.compile(model, **{**kept, **given, "optimizer": optimizer})
         else:
             model.compile(**given, optimizer=optimizer)

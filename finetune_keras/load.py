@@ -10,7 +10,8 @@ from pathlib import Path
 
 import keras
 
-from finetune_keras import flags, graph, record
+from finetune_keras import _private, flags, graph, record
+from finetune_keras.heads import uncertainty
 from finetune_keras.optimizers import innermost, newcomers
 
 __all__ = ["load"]
@@ -21,7 +22,8 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
 
     ``keras.models.load_model`` restores the graph, the weights, one flag for each layer and the
     optimizer. This also restores the flags of single variables and of layers inside layers, the
-    optimizer's state in spite of them, and the correction of recently thawed variables. Class
+    optimizer's state in spite of them, the correction of recently thawed variables, and the tie
+    of learned loss weights (``heads.Multi(..., weights="uncertainty")``) to their loss. Class
     names and kind of labels are read by `finetune_keras.describe`. A file of plain Keras is
     loaded as Keras would.
 
@@ -98,6 +100,8 @@ def _compile_as_saved(model: keras.Model, path: Path, custom_objects: dict | Non
             return
         with keras.saving.custom_object_scope(custom_objects or {}):
             model.compile_from_config(config)
+        if model.compiled:
+            uncertainty.bind(model, _private.compile_arguments(model).get("loss"))
         if model.optimizer is None:
             return
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:

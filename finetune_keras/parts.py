@@ -73,7 +73,8 @@ def parts(model: keras.Model) -> Parts:
 
 def _counted(model: keras.Model) -> tuple[tuple[keras.layers.Layer, ...], int]:
     head = [layer for layer in model.layers if layer.name.startswith(HEAD)]
-    nested = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    rest = [layer for layer in model.layers if not layer.name.startswith(HEAD)]
+    nested = [layer for layer in rest if isinstance(layer, keras.Model)]
     # The last one before the head: augmentation may be a Sequential too.
     body = [layer for network in nested[-1:] for layer in network.layers]
     return (*body, *head), len(head)

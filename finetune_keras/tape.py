@@ -14,7 +14,17 @@ import keras
 
 from finetune_keras import _private
 
-__all__ = ["Step", "Tape", "ends", "inside", "is_block", "is_functional", "tape", "tensors"]
+__all__ = [
+    "Step",
+    "Tape",
+    "ends",
+    "given",
+    "inside",
+    "is_block",
+    "is_functional",
+    "tape",
+    "tensors",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +116,12 @@ def inside(step: Step) -> tuple[Tape, list[keras.KerasTensor]] | None:
         of the tape's; or ``None``.
     """
     if is_functional(step.op):
-        return tape(step.op), _given(step.op, step.args, step.kwargs)
+        return tape(step.op), given(step.op, step.args, step.kwargs)
     found = _chain(step)
     return None if found is None else (found, tensors((step.args, step.kwargs)))
 
 
-def _given(model: keras.Model, args: tuple, kwargs: dict) -> list[keras.KerasTensor]:
+def given(model: keras.Model, args: tuple, kwargs: dict) -> list[keras.KerasTensor]:
     """The inputs of a call of a nested model in the order of its own: Keras takes a dict by the
     names of the inputs, and masks are no inputs.
     """

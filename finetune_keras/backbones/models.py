@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import keras
 from finetune_keras import graph, parts, tape
 from finetune_keras._errors import SelectionError, nearest
 
-__all__ = ["cut", "without_classifier"]
+__all__ = ["cut", "without_classifier", "without_head"]
 
 
 def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
@@ -66,16 +67,55 @@ def without_classifier(model: keras.Model) -> tuple[keras.Model, tuple[str, ...]
     divided = parts.parts(model)
     seen = divided.opened
     if divided.rule.startswith("layers named"):
-        drop = min(divided.head_calls)
+        drop = divided.head_calls
     else:
-        drop = parts.classifier(seen)
-    if drop is None or len(seen.calls[drop].inputs) != 1:
-        return model, ()
-    before = next((c for c in seen.calls if seen.calls[drop].inputs[0] in c.outputs), None)
+        drop = {parts.classifier(seen)} - {None}
+    before = _read_by(seen, drop)
     if before is None:
         return model, ()  # the classifier is all there is
     short, dropped = _cut_path(model, before.path.split("/"))
     return short, dropped
+
+
+def without_head(model: keras.Model) -> keras.Model | None:
+    """The model up to the features that its head reads, on shared layers; ``None`` if it has no
+    head, or one that reads several tensors.
+
+    Examples:
+        >>> x = inputs = keras.Input((8, 8, 3))
+        >>> x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(x))
+        >>> for width in (16, 2):
+        ...     x = keras.layers.Dense(width)(x)
+        >>> without_head(keras.Model(inputs, x)).output_shape
+        (None, 4)
+    """
+    if not graph.is_functional(model):
+        return None
+    divided = parts.parts(model)
+    before = _read_by(divided.opened, divided.head_calls)
+    if before is None:
+        return None
+    path = before.path.split("/")
+    names = {divided.opened.calls[i].path.split("/")[0] for i in divided.head_calls}
+    if path[0] in names:  # the head begins inside a nested model
+        return _cut_path(model, path)[0]
+    if isinstance(model, keras.Sequential):
+        return _cut_sequential(model, path[:1])[0]
+    this = graph.tape(model)
+    head = [s for s in this.steps if s.op.name in names]
+    read = {id(t) for s in head for t in keras.tree.flatten((s.args, s.kwargs))}
+    step = [s for s in this.steps if s.op.name == path[0]][-1]
+    features = [t for t in keras.tree.flatten(step.outputs) if id(t) in read]
+    return keras.Model(this.inputs, features[0], name=model.name)
+
+
+def _read_by(seen: graph.Opened, calls: Iterable[int]) -> graph.Call | None:
+    """The call whose output is all that ``calls`` read from outside themselves and the inputs."""
+    made = {t for i in calls for t in seen.calls[i].outputs}
+    read = {t for i in calls for t in seen.calls[i].inputs} - made - set(seen.inputs)
+    if len(read) != 1:
+        return None
+    return next((c for c in seen.calls if read.intersection(c.outputs)), None)
 
 
 def _check(model: keras.Model, what: str) -> None:

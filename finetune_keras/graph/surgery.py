@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from finetune_keras._errors import SelectionError, WeightsError, nearest
-from finetune_keras.graph.walk import _given, _tensors, ends, is_functional, tape
+from finetune_keras.tape import ends, given, is_functional, tape, tensors
 
 __all__ = ["locate", "rebuild", "replace"]
 
@@ -167,7 +167,7 @@ class _Rebuild:
         this = tape(model)
         if inputs is None:
             inputs = keras.tree.map_structure(_like, this.inputs)
-        now = {id(t): n for t, n in zip(_tensors(this.inputs), _tensors(inputs), strict=True)}
+        now = {id(t): n for t, n in zip(tensors(this.inputs), tensors(inputs), strict=True)}
         ops = []
         for step in this.steps:
             path = (*before, step.op.name)
@@ -179,8 +179,8 @@ class _Rebuild:
                 args, kwargs = _fitting(op, args, kwargs, path)
             else:
                 op = self._nested(step.op, new, path, args, kwargs)
-            made = _tensors(_call(op, args, kwargs, path))
-            old = _tensors(step.outputs)
+            made = tensors(_call(op, args, kwargs, path))
+            old = tensors(step.outputs)
             if len(made) != len(old):
                 raise ValueError(
                     f"{'/'.join(path)!r} gave {len(old)} tensors and the layer in its place, "
@@ -190,7 +190,7 @@ class _Rebuild:
             ops.append(op)
         self._distinct(ops)
         if isinstance(model, keras.Sequential):
-            return keras.Sequential([*_tensors(inputs), *ops], name=model.name)
+            return keras.Sequential([*tensors(inputs), *ops], name=model.name)
         outputs = keras.tree.map_structure(lambda t: now[id(t)], this.outputs)
         return keras.Model(inputs, outputs, name=model.name)
 
@@ -198,12 +198,12 @@ class _Rebuild:
         """``op``, or if it is a model that cannot stay as it is, another one."""
         if not is_functional(op):
             return op
-        given = _given(op, args, kwargs)
-        fits = all(_takes(mine, t) for mine, t in zip(_tensors(ends(op)[0]), given, strict=True))
+        own = given(op, args, kwargs)
+        fits = all(_takes(mine, t) for mine, t in zip(tensors(ends(op)[0]), own, strict=True))
         if fits and not any(p[: len(path)] == path for p in new):
             return op
         if path not in self.made:
-            shapes = iter(given)
+            shapes = iter(own)
             inputs = keras.tree.map_structure(
                 lambda t: _like(t, _wider(t, next(shapes))), tape(op).inputs
             )
@@ -240,10 +240,10 @@ def _fitting(op: keras.layers.Layer, args: tuple, kwargs: dict, path: _Path) -> 
     """Of the arguments of the old call, those that the new layer takes: every tensor, and such
     as ``training``.
     """
-    args = tuple(a for a in args if _tensors(a))
+    args = tuple(a for a in args if tensors(a))
     known = inspect.signature(op.call).parameters
-    kwargs = {k: v for k, v in kwargs.items() if k in known or (_tensors(v) and not args)}
-    count = len(_tensors((args, kwargs)))
+    kwargs = {k: v for k, v in kwargs.items() if k in known or (tensors(v) and not args)}
+    count = len(tensors((args, kwargs)))
     if isinstance(op, keras.layers.Identity) and count != 1:
         raise ValueError(
             f"{'/'.join(path)!r} takes {count} tensors, so taking it out leaves none to go on "
@@ -253,7 +253,7 @@ def _fitting(op: keras.layers.Layer, args: tuple, kwargs: dict, path: _Path) -> 
 
 
 def _call(op: keras.Operation, args: tuple, kwargs: dict, path: _Path) -> Any:
-    shapes = [tuple(t.shape) for t in _tensors((args, kwargs))]
+    shapes = [tuple(t.shape) for t in tensors((args, kwargs))]
     got = " and ".join(map(str, shapes))
     built = _built_on(op)
     try:

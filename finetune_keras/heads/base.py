@@ -10,21 +10,56 @@ from typing import Any
 import keras
 
 from finetune_keras import parts, record
-from finetune_keras._errors import HeadError, nearest
+from finetune_keras._errors import HeadError
 
-__all__ = ["Head", "check_features", "dense", "name", "near_zero", "pool"]
+__all__ = ["Head", "check_count", "check_features", "check_number", "policy"]
 
 
 class Head(abc.ABC):
-    """From features to predictions. Subclasses are frozen dataclasses."""
+    """From features to predictions. Subclasses are frozen dataclasses.
 
-    @abc.abstractmethod
-    def __call__(self, features: keras.KerasTensor, *, origin: str = "") -> keras.KerasTensor:
+    A head of your own says how it is connected, and which loss, metrics and labels fit:
+    `build`, `replace_head` and `Multi` take it like any other.
+    """
+
+    def __call__(
+        self,
+        features: keras.KerasTensor,
+        *,
+        origin: str = "",
+        mask: keras.KerasTensor | None = None,
+    ) -> keras.KerasTensor | dict[str, keras.KerasTensor]:
         """Adds the head's layers to a symbolic features tensor and returns the output.
 
         Args:
             features: shape ``(batch, ..., channels)``, floating point.
             origin: where the features come from; travels in the file.
+            mask: of sequences, shape ``(batch, steps)``, true or 1 where there is a token; pooling
+                leaves the rest out.
+
+        Returns:
+            The output, float32; of several heads a dict by their keys.
+        """
+        check_features(features, self)
+        return self.connect(features, mask=mask, carrier=record.layer(self.record(origin)))
+
+    @abc.abstractmethod
+    def connect(
+        self,
+        features: keras.KerasTensor,
+        *,
+        mask: keras.KerasTensor | None = None,
+        carrier: keras.layers.Layer | None = None,
+        prefix: str = "",
+    ) -> Any:
+        """Adds the layers; what ``__call__`` does after its checks.
+
+        Args:
+            features: as in ``__call__``.
+            mask: as in ``__call__``.
+            carrier: the layer that carries the record, to go before the last dense layer; ``None``
+                where another head carries it.
+            prefix: of the names of the layers, after ``ftk_head_``.
         """
 
     @property
@@ -34,18 +69,27 @@ class Head(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def metrics(self) -> list:
+    def metrics(self) -> Any:
         """The metrics for ``model.compile``, fresh at each call."""
 
     @property
-    @abc.abstractmethod
-    def labels(self) -> str:
-        """What labels it takes, in words: shape, kind and range."""
+    def loss_weights(self) -> Any:
+        """The ``loss_weights`` for ``model.compile``; ``None`` for none."""
+        return None
+
+    def compile_arguments(self) -> dict[str, Any]:
+        """What `build` hands to ``model.compile`` beside the optimizer."""
+        return {"loss": self.loss, "metrics": self.metrics, "loss_weights": self.loss_weights}
 
     @property
     @abc.abstractmethod
     def outputs(self) -> tuple[record.Output, ...]:
         """What it gives, in the terms of the file's record."""
+
+    @property
+    def labels(self) -> str:
+        """What labels it takes, in words: shape, kind and range."""
+        return self.record("").labels
 
     def record(self, origin: str) -> record.Record:
         """What travels in the file of a model with this head."""
@@ -55,6 +99,18 @@ class Head(abc.ABC):
 def name(part: str) -> str:
     """The full name of a layer of the head."""
     return f"{parts.HEAD}{part}"
+
+
+def policy(features: keras.KerasTensor) -> str | None:
+    """The dtype policy that computes in the precision of the features; ``None`` (Keras' global
+    one) unless that is a half precision.
+
+    Examples:
+        >>> policy(keras.Input((4,), dtype="bfloat16")), policy(keras.Input((4,)))
+        ('mixed_bfloat16', None)
+    """
+    dtype = keras.backend.standardize_dtype(features.dtype)
+    return f"mixed_{dtype}" if dtype in ("bfloat16", "float16") else None
 
 
 def check_features(features: Any, head: Head) -> None:
@@ -86,46 +142,6 @@ def check_features(features: Any, head: Head) -> None:
         )
 
 
-_POOLS = {
-    "avg": ("GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D"),
-    "max": ("GlobalMaxPooling1D", "GlobalMaxPooling2D", "GlobalMaxPooling3D"),
-}
-
-
-def pool(features: keras.KerasTensor, pooling: str | None) -> keras.KerasTensor:
-    """One vector an example: maps and sequences are pooled, vectors are left as they are.
-
-    Args:
-        features: shape ``(batch, channels)``, ``(batch, steps, channels)``,
-            ``(batch, height, width, channels)`` or with one more dimension.
-        pooling: ``"avg"``, ``"max"``, or ``None`` to flatten.
-
-    Returns:
-        A tensor of shape ``(batch, channels)``, or ``(batch, height * width * channels)``.
-    """
-    rank = len(features.shape)
-    if rank == 2:
-        return features
-    if pooling is None:
-        if any(n is None for n in features.shape[1:]):
-            raise HeadError(
-                f"pooling=None flattens, which needs a fixed size; the features have shape "
-                f"{features.shape}: give the backbone an input_shape, or use pooling='avg'"
-            )
-        return keras.layers.Flatten(name=name("flatten"))(features)
-    if rank > 5:
-        raise HeadError(
-            f"pooling={pooling!r} takes features of at most 5 dimensions; given {features.shape}"
-        )
-    return getattr(keras.layers, _POOLS[pooling][rank - 3])(name=name("pool"))(features)
-
-
-def check_pooling(pooling: str | None) -> None:
-    """Raises `HeadError` for a pooling that there is not."""
-    if pooling is not None and (not isinstance(pooling, str) or pooling not in _POOLS):
-        raise HeadError(f"unknown pooling={pooling!r}; {nearest(str(pooling), _POOLS)}")
-
-
 def check_number(what: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raises `HeadError` unless ``low <= value < high``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value < high:
@@ -133,15 +149,7 @@ def check_number(what: str, value: Any, low: float, high: float = math.inf) -> N
         raise HeadError(f"{what} must be a number from {low:g}{upper}; given {value!r}")
 
 
-def near_zero() -> keras.initializers.Initializer:
-    """For a last kernel: deviation 0.01 of the logits for features of unit scale.
-
-    Keras' default would make features of a large scale start at a saturated softmax, and from
-    probabilities that are clipped (as on JAX and PyTorch) no gradient flows.
-    """
-    return keras.initializers.VarianceScaling(1e-4, mode="fan_in", distribution="truncated_normal")
-
-
-def dense(units: int, part: str, **kwargs: Any) -> keras.layers.Dense:
-    """A dense layer of the head."""
-    return keras.layers.Dense(units, name=name(part), **kwargs)
+def check_count(what: str, value: object, low: int = 1) -> None:
+    """Raises `HeadError` unless ``value`` is an integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        raise HeadError(f"{what} must be an integer of {low} or more; given {value!r}")
