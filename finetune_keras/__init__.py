@@ -13,6 +13,7 @@ from finetune_keras._errors import HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import Backbone, backbone
 from finetune_keras.build import build
+from finetune_keras.check import Finding, Findings, check
 from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
@@ -22,12 +23,15 @@ __all__ = [
     "Backbone",
     "Change",
     "Description",
+    "Finding",
+    "Findings",
     "HeadError",
     "SelectionError",
     "WeightsError",
     "__version__",
     "backbone",
     "build",
+    "check",
     "compile",
     "describe",
     "freeze",

@@ -44,6 +44,18 @@ ORDER = [
     "heads.classification",
     "heads",
     "build",
+    "outputs",
+    "check.findings",
+    "check.sample",
+    "check.shapes",
+    "check.flow",
+    "check.pixels",
+    "check.labels",
+    "check.balance",
+    "check.answers",
+    "check.training",
+    "check.memory",
+    "check",
     "",
 ]
 
