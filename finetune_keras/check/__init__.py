@@ -75,7 +75,7 @@ def check(model: keras.Model, data: Any, *, batches: int = 4, batch_size: int = 
         >>> check(model, (x, y))
         nothing found in 60 examples
         >>> [finding.code for finding in check(model, (x, y + 1))]
-        ['labels', 'balance']
+        ['labels']
     """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
@@ -150,7 +150,7 @@ def _predictions(
             yield from answers.first_loss(model, output, first, value)
         if drawn.class_names:
             yield from labels.class_order(output, drawn.class_names)
-        counted = labels.counts(output, y, value.shape)
+        counted = None if wrong else labels.counts(output, y, value.shape)
         if counted is not None:
             yield from balance.balance(output, counted, drawn)
 

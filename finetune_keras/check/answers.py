@@ -17,8 +17,8 @@ __all__ = ["activation", "finite", "first_loss"]
 # Random logits of deviation s cost s^2 / 2 more than a guess, so that 3 is s = 2.4: new layers on
 # features of unit scale have about 1, and a fifth of such answers are wrong with certainty.
 _WORSE = 3.0
-# Predicting 0 costs variance + mean^2 of the targets: 10 is a mean of 3 deviations, which the
-# output's bias needs 3 / learning rate steps of Adam to learn.
+# Predicting 0 costs variance + mean^2 of the targets: 10 is a mean of 3 deviations. The output's
+# bias has to cover it, and with Adam it moves by one learning rate a step.
 _FAR = 10.0
 _FEW = 8  # examples; fewer have no variance to speak of
 

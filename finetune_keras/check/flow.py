@@ -17,7 +17,7 @@ from finetune_keras import graph
 __all__ = ["forward", "watch"]
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends the walk."""
 
 
@@ -49,7 +49,7 @@ def watch(
         ]
         try:
             _run(model, given, see)
-        except _Enough:
+        except _EnoughError:
             return
 
 
@@ -67,7 +67,7 @@ def _run(model: keras.Model, given: list[Any], see) -> list[Any]:
             made = _run(step.op, reads, see)
         else:
             if see(step.op, reads):
-                raise _Enough
+                raise _EnoughError
             # Random layers augment unless told not to: outside of a model nobody tells them.
             if isinstance(step.op, keras.layers.Layer) and _takes_training(step.op):
                 kwargs = {**kwargs, "training": False}
