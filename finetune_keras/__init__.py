@@ -18,6 +18,7 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.predict import Prediction, Predictions, predict
 
 __all__ = [
     "Backbone",
@@ -26,6 +27,8 @@ __all__ = [
     "Finding",
     "Findings",
     "HeadError",
+    "Prediction",
+    "Predictions",
     "SelectionError",
     "WeightsError",
     "__version__",
@@ -37,6 +40,7 @@ __all__ = [
     "freeze",
     "heads",
     "load",
+    "predict",
     "record",
     "select",
     "thaw",

@@ -56,6 +56,9 @@ ORDER = [
     "check.training",
     "check.memory",
     "check",
+    "predict.predictions",
+    "predict.images",
+    "predict",
     "",
 ]
 
