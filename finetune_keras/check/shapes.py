@@ -27,7 +27,7 @@ def fits(given: tuple, wanted: tuple) -> bool:
     if len(given) == len(wanted) - 1 and wanted[-1] == 1:
         given = (*given, 1)
     return len(given) == len(wanted) and all(
-        w is None or g == w for g, w in zip(given, wanted, strict=True)
+        None in (g, w) or g == w for g, w in zip(given, wanted, strict=True)
     )
 
 

@@ -109,7 +109,7 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
     """What to give to ``model.predict``, and whether it is arrays."""
     own = getattr(model, "preprocessor", None) is not None  # a KerasHub task: raw inputs
     if isinstance(data, tuple) and len(data) in (2, 3) and _has_labels(model, data):
-        data = data[0]
+        data = _first(data)
     if images.are_paths(data):
         texts = [data] if isinstance(data, str) else list(data)
         if not all(isinstance(t, str) for t in texts):
@@ -123,17 +123,25 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
         if isinstance(data, dict | list | tuple):
             kind = type(next((v for v in leaves if not hasattr(v, "shape")), data)).__name__
             raise ValueError(f"the inputs are arrays, paths or texts; given a {kind} among them")
+        if hasattr(data, "element_spec") and not own:  # a tf.data.Dataset tells without reading
+            _check_shapes(model, _first(data.element_spec))
         return data, False
     if own or not graph.is_functional(model):
         return data, True
     if _single(model, data):
-        data = keras.tree.map_structure(
-            lambda v: np.asarray(keras.ops.convert_to_numpy(v))[None], data
-        )
-    wrong = next(shapes.inputs(model, data), None)
-    if wrong is not None:
-        raise ValueError(wrong.message)
+        data = keras.tree.map_structure(lambda v: keras.ops.convert_to_numpy(v)[None], data)
+    _check_shapes(model, data)
     return data, True
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
+def _check_shapes(model: keras.Model, x: Any) -> None:
+    wrong = next(shapes.inputs(model, x), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong.message}: {wrong.fix}")
 
 
 def _has_labels(model: keras.Model, data: tuple) -> bool:

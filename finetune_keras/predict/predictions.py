@@ -81,10 +81,8 @@ class Predictions(Sequence):
         if self.kind == "regression":
             return float(row[0]) if len(row) == 1 else tuple(map(float, row))
         order = np.argsort(-row, kind="stable")
-        if self.kind == "multi_label":
-            order = order[row[order] >= 0.5]
-        else:
-            order = order[: self.top]
+        several = self.kind == "multi_label"
+        order = order[row[order] >= 0.5] if several else order[: self.top]
         return tuple(Prediction(self.class_names[i], float(row[i]), int(i)) for i in order)
 
     @property
