@@ -86,6 +86,8 @@ def first_loss(
     }.get(loss.name)
     if guess is None:
         return
+    if loss.family == "binary" and y.size == predicted.size:
+        y = y.reshape(predicted.shape)  # (batch,) for (batch, 1)
     with keras.StatelessScope():
         value = loss.function(
             keras.ops.convert_to_tensor(y), keras.ops.convert_to_tensor(predicted)

@@ -67,8 +67,10 @@ def scaled_twice(model: keras.Model, sample: Sample) -> Iterator[Finding]:
     low, high = float(before.min()), float(before.max())
     # Preprocessing for 0..255 leaves a deviation of at most 5 / 58 there if it divides, and a
     # mean of a hundred deviations if it subtracts, as for the weights from Caffe.
-    spread = float(after.std())
-    lost = spread < 0.1 * float(before.std()) or abs(float(after.mean())) > 50 * spread
+    axes = _but_channels()
+    spread = float(after.std(axis=axes).mean())
+    usual = float(before.std(axis=_but_channels()).mean())
+    lost = spread < 0.1 * usual or float(np.abs(after.mean(axis=axes)).mean()) > 50 * spread
     if scaling and max(abs(low), abs(high)) <= _SCALED and spread > 0 and lost:
         yield Finding(
             "pixels",
@@ -117,6 +119,10 @@ def _channels(shape: tuple) -> int | None:
     if len(shape) != 4:
         return None
     return shape[1 if keras.config.image_data_format() == "channels_first" else -1]
+
+
+def _but_channels() -> tuple[int, ...]:
+    return (0, 2, 3) if keras.config.image_data_format() == "channels_first" else (0, 1, 2)
 
 
 def _images(model: keras.Model, sample: Sample) -> list[tuple[str, np.ndarray]]:

@@ -139,8 +139,9 @@ def _stream(data: Any, batches: int) -> Sample:
                 break
     if not read:
         raise ValueError("the data set is empty: it gives no batch")
-    unpacked = [keras.tree.map_structure(to_numpy, _unpack(b)) for b in read]
-    xs, ys = zip(*unpacked, strict=True)
+    xs, ys = zip(*map(_unpack, read), strict=True)
+    xs = keras.tree.map_structure(to_numpy, xs)
+    ys = (None,) if ys[0] is None else keras.tree.map_structure(to_numpy, ys)
     sizes = [len(leaf) if leaf.shape else 1 for leaf in (keras.tree.flatten(x)[0] for x in xs)]
     y = None if ys[0] is None else _together(ys)
     return Sample(
