@@ -94,7 +94,7 @@ def only(found, code, *words):
         (lambda: dense(3, None, losses.SparseCategoricalCrossentropy(from_logits=True)), Y),
         (
             lambda: dense(3, loss=losses.SparseCategoricalCrossentropy(ignore_class=-1)),
-            Y - (Y == 0),
+            "ignored",
         ),
         (lambda: dense(3, loss=lambda y, p: keras.ops.mean((y - p) ** 2)), HOT * 7),
     ],
@@ -270,7 +270,7 @@ def test_pixels_unlike_those_of_pretraining():
     assert not check(model, (x / 127.5 - 1, y))
     text = only(check(model, (x, y)), "pixels", "larger than it was trained on", "preprocessing=")
     times = int(text.split(" times larger")[0].split()[-1])
-    assert 100 < times < 150  # 127.5
+    assert 100 < times < 200  # 127.5 for a pixel
     assert not check(build(residual(), heads.Classification(3)), (x, y))  # from scratch
 
 
@@ -489,8 +489,8 @@ def test_rates():
 def test_memory(monkeypatch):
     model, data = dense(), (X, Y)
     assert not check(model, data)
-    monkeypatch.setattr(memory, "free", lambda: (1000, "this machine"))
-    only(check(model, data), "memory", "batches of 32", "this machine has 0 MiB", "batches of")
+    monkeypatch.setattr(memory, "free", lambda: (300, "this machine"))
+    only(check(model, data), "memory", "batches of 32", "this machine has 0 MiB", "batches of 4")
 
 
 def test_the_estimate_of_memory():
