@@ -92,6 +92,8 @@ class Output:
 def pairs(structure: Any, names: list[str] | None = None) -> list[tuple[str, Any]]:
     """Names and leaves of what a model gives or takes: a dict, a list, or one array.
 
+    In the order of ``model.outputs``, whatever that of the dict: it differs by backend.
+
     Examples:
         >>> pairs({"a": 1, "b": 2})
         [('a', 1), ('b', 2)]
@@ -99,7 +101,8 @@ def pairs(structure: Any, names: list[str] | None = None) -> list[tuple[str, Any
         ([('x', 1), ('y', 2)], [('', 1)])
     """
     if isinstance(structure, dict):
-        return [(str(k), v) for k, v in structure.items()]
+        keys = keras.tree.flatten(type(structure)((k, k) for k in structure))
+        return [(str(k), structure[k]) for k in keys]
     if isinstance(structure, list | tuple):
         named = names if names and len(names) == len(structure) else map(str, range(10**6))
         return list(zip(named, structure, strict=False))

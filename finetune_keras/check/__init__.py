@@ -101,13 +101,14 @@ def _all(model: keras.Model, drawn: sample.Sample) -> Iterator[Finding]:
     yield from broken
     yield from pixels.constant(model, drawn)
     if not wrong:
-        if not broken:
-            for kind in (pixels.scaled_twice, pixels.unlike_pretraining):
-                found = list(kind(model, drawn))
-                yield from found
-                if found:
-                    break  # one cause, seen in two ways
-        yield from _predictions(model, drawn, x, finite=not broken)
+        scale = []
+        if not broken:  # one cause, seen in two ways: the first that sees it says so
+            scale = list(pixels.scaled_twice(model, drawn))
+            scale = scale or list(pixels.unlike_pretraining(model, drawn))
+            yield from scale
+        for finding in _predictions(model, drawn, x, finite=not broken):
+            if not (scale and finding.code == "first_loss"):  # which comes of it
+                yield finding
     yield from training.norms(model, drawn.batch)
     yield from training.rate(model)
     yield from memory.memory(model, drawn.batch)

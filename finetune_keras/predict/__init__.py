@@ -88,7 +88,11 @@ def predict(
         )
     }
     several = isinstance(predicted, dict | list | tuple)
-    return found if several else next(iter(found.values()))
+    if not several:
+        return next(iter(found.values()))
+    own = getattr(model, "output", None)  # in the order in which the model was made
+    order = [k for k in own if k in found] if isinstance(own, dict) else []
+    return {k: found[k] for k in [*order, *(k for k in found if k not in order)]}
 
 
 def _takes_images(model: keras.Model) -> bool:
