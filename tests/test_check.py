@@ -114,7 +114,8 @@ SPARSE_3 = "integers from 0 to 2"
     [
         (dense, Y + 1, ("40 of 120 labels", "(3)", SPARSE_3, "NaN", "y - 1")),
         (dense, Y - 1, ("(-1)", "ignore_class=-1")),
-        (dense, Y * 3, ("(3 to 6)", "a head of 7 classes")),
+        (dense, Y * 3, ("(3 to 6)", "number the labels from 0 to 2: numpy.unique")),
+        (dense, np.arange(120) % 7, ("(3 to 6)", "a head of 7 classes")),
         (dense, np.where(Y == 2, 255, Y), ("(255)", "ignore_class=255")),
         (
             lambda: dense(loss=losses.SparseCategoricalCrossentropy(ignore_class=-1)),
@@ -361,6 +362,33 @@ def test_targets_far_from_zero():
     assert not check(model, (X, VALUES + 1))
     model.layers[-1].bias.assign([300.0])
     assert not check(model, (X, VALUES + 300))
+
+
+def test_a_model_that_fails():
+    any_width = keras.Input((None,))
+    joined = layers.Add()([layers.Reshape((4,))(any_width), layers.Reshape((4,))(any_width)])
+    model = keras.Model(any_width, layers.Dense(3, activation="softmax")(joined))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert not check(model, (X[:, :4], Y))
+    only(check(model, (X, Y)), "model", "fails on these inputs")
+
+
+def test_pixels_of_masks_are_no_examples():
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax")(inputs))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, mask = photos()[0] / 255, np.zeros((96, 16, 16), "int32")
+    mask[:, :2] = 1
+    assert not check(model, (x, mask))
+    only(check(model, (x, mask + 2)), "labels", "(3)")
+    only(check(model, (x, mask[:, 0])), "labels", "shape (batch, 16, 16)")
+
+
+def test_a_loss_that_takes_other_labels_than_the_head_was_made_for():
+    model = build(chain_features(), heads.Classification(3))
+    ftk.compile(model, loss="categorical_crossentropy")
+    assert not check(model, (X, HOT))
+    only(check(model, (X, Y)), "labels", "CategoricalCrossentropy takes one-hot rows of 3")
 
 
 # -- Balance

@@ -23,13 +23,13 @@ from finetune_keras.check.findings import Finding, Findings
 
 __all__ = ["Finding", "Findings", "check"]
 
-_FORWARD = 32  # examples of the one batch that is computed; a first loss needs no more
+_FORWARD = 16  # examples that are computed; to tell a first loss from a guess it takes no more
 
 
 def check(model: keras.Model, data: Any, *, batches: int = 4, batch_size: int = 32) -> Findings:
     """Looks at a model and a few batches for what silently spoils a training.
 
-    Some seconds at most: one batch goes through the model, in inference. Nothing in the model
+    Some seconds at most: a few examples go through the model, in inference. Nothing in the model
     changes: no weight, statistic, metric, flag, random state or compiled function. What cannot be
     told for certain is not reported.
 

@@ -67,7 +67,10 @@ def _family(output: Output, y, shape: tuple) -> str:
 
 
 def _takes(output: Output, family: str) -> str:
-    if output.recorded is not None and output.recorded.labels:
+    # The user may have compiled with a loss that takes other labels than the head was made for.
+    kinds = {"sparse": ("classification", "ordinal"), "binary": ("binary", "multi_label")}
+    agree = output.kind in kinds.get(family, (family,))
+    if output.recorded is not None and output.recorded.labels and agree:
         return f"the head takes {output.recorded.labels}"
     name = output.loss.name if output.loss is not None else "the head"
     words = {
@@ -126,9 +129,10 @@ def _shift(output: Output, y: np.ndarray, outside: np.ndarray) -> str:
         return "drop them, or loss SparseCategoricalCrossentropy(ignore_class=-1)"
     if (y[outside] == 255).all():
         return "drop them, or loss SparseCategoricalCrossentropy(ignore_class=255)"
-    if low >= 0:
-        return f"a head of {high + 1} classes, or labels numbered from 0 to {size - 1}"
-    return f"number the labels from 0 to {size - 1}"
+    renumber = f"number the labels from 0 to {size - 1}"
+    if len(np.unique(y)) <= size:
+        return f"{renumber}: numpy.unique(y, return_inverse=True)[1] does"
+    return f"a head of {high + 1} classes" if low >= 0 else renumber
 
 
 def _one_hot(output: Output, y: np.ndarray, shape: tuple) -> Iterator[tuple[str, str]]:
@@ -209,8 +213,11 @@ def _expected(shape: tuple) -> str:
 def counts(output: Output, y: np.ndarray | None, shape: tuple) -> np.ndarray | None:
     """How many labels of each class there are; ``None`` where that is no question.
 
-    A yes-or-no output has two classes; with several labels an example nothing is counted.
+    A yes-or-no output has two classes; with several labels an example nothing is counted. Nor are
+    the pixels of a map or the words of a text, which are alike within an example.
     """
+    if len(shape) != 2:
+        return None
     family = _family(output, y, shape)
     if y is None or y.dtype.kind not in "fiub":
         return None

@@ -77,6 +77,8 @@ def _random_state():
 
 def _arrays(data: tuple, batches: int, batch_size: int) -> Sample:
     x, y = _unpack(data)
+    if isinstance(x, list | tuple) and x and all(isinstance(text, str) for text in x):
+        x = np.array(x, dtype=object)  # texts, which KerasHub's tasks take so
     leaves = keras.tree.flatten(x) + ([] if y is None else keras.tree.flatten(y))
     for leaf in leaves:
         if not hasattr(leaf, "shape") or not leaf.shape:
