@@ -360,6 +360,7 @@ def test_targets_far_from_zero():
     model = dense(1, None, "mse")
     only(check(model, (X, VALUES + 300)), "first_loss", "mean is 300", "(y - mean) / deviation")
     assert not check(model, (X, VALUES + 1))
+    only(check(model, (X * 1000, VALUES)), "first_loss", "look at the preprocessing")
     model.layers[-1].bias.assign([300.0])
     assert not check(model, (X, VALUES + 300))
 
@@ -506,8 +507,10 @@ def test_rates():
     assert not check(model, data)
     ftk.compile(model, learning_rate=1e-2)
     only(check(model, data), "rate", "0.01", "learning_rate=1e-05")
+    ftk.compile(model, optimizer="sgd", learning_rate=0.05)
+    assert not check(model, data)
     ftk.freeze(model, select.backbone())
-    ftk.compile(model, learning_rate=1e-2)
+    ftk.compile(model, optimizer="adam", learning_rate=1e-2)
     assert not check(model, data)
     plain = dense()
     plain.optimizer.learning_rate = 0.0
@@ -650,6 +653,10 @@ def test_a_torch_loader_leaves_the_random_state():
     before = torch.get_rng_state()
     assert not check(dense(), loader)
     assert torch.equal(torch.get_rng_state(), before)
+    own = torch.Generator().manual_seed(5)
+    before = own.get_state()
+    check(dense(), torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, generator=own))
+    assert torch.equal(own.get_state(), before)
 
 
 def test_dicts_of_inputs():

@@ -61,7 +61,7 @@ def check(model: keras.Model, data: Any, *, batches: int = 4, batch_size: int = 
         batch_size: examples in a batch of arrays, as you will give to ``fit``.
 
     Returns:
-        `Findings`, one line each with its fix, gravest first; false if there are none.
+        `Findings`, one line each with its fix; false if there are none.
 
     Raises:
         TypeError: if ``model`` is no Keras model, or ``data`` is not what ``fit`` takes.

@@ -112,10 +112,14 @@ def _far(name: str, where: str, y: np.ndarray, predicted: np.ndarray) -> Iterato
     variance = float(y.var(axis=0).mean())
     error = float(((y - predicted) ** 2).mean())
     if variance > 0 and error > _FAR * variance:
+        # Which of the two is large: what is to be predicted, or what is predicted?
+        targets = float((y**2).mean()) > float((predicted**2).mean())
         yield Finding(
             "first_loss",
             f"{where}the first squared error is {error:.3g} where the mean of the targets would "
             f"have {variance:.3g} (their mean is {y.mean():.3g}, their deviation "
             f"{math.sqrt(variance):.3g})",
-            "standardise the targets, (y - mean) / deviation",
+            "standardise the targets, (y - mean) / deviation"
+            if targets
+            else "look at the preprocessing: inputs or features are of a large scale",
         )

@@ -32,7 +32,7 @@ class Findings:
     """What `finetune_keras.check` found; false if that is nothing.
 
     Attributes:
-        findings: one `Finding` each, what stops or spoils the training first.
+        findings: one `Finding` each.
         examples: how many examples were looked at.
 
     Examples:

@@ -12,8 +12,8 @@ from finetune_keras.outputs import Output
 __all__ = ["class_order", "counts", "labels"]
 
 # TensorFlow's sparse cross-entropy documents an error on the CPU and NaN on a GPU; on JAX such a
-# label is an empty one-hot vector, which has no loss and teaches nothing.
-_OUTSIDE = "on a GPU they make the loss NaN, or are silently skipped"
+# label is an empty one-hot vector, which has no loss and teaches nothing. PyTorch raises.
+_OUTSIDE = "by backend and device they raise, make the loss NaN, or are silently skipped"
 
 
 def labels(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Finding]:

@@ -54,15 +54,18 @@ def draw(data: Any, batches: int, batch_size: int) -> Sample:
             "check would use up the batches that it takes from a generator: hand in one batch, "
             "check(model, next(generator)), or a tf.data.Dataset or keras.utils.PyDataset"
         )
-    with _random_state():
+    with _random_state(data):
         if isinstance(data, tuple):
             return _arrays(data, batches, batch_size)
         return _stream(data, batches)
 
 
 @contextlib.contextmanager
-def _random_state():
+def _random_state(data: Any):
     """Gives back what shuffling and the user's own code draw meanwhile."""
+    own = getattr(data, "generator", None)  # a torch loader's
+    own = own if hasattr(own, "get_state") and hasattr(own, "set_state") else None
+    own_state = own.get_state() if own is not None else None
     python, numpy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     state = torch.get_rng_state() if torch is not None else None
@@ -73,6 +76,8 @@ def _random_state():
         np.random.set_state(numpy)
         if state is not None:
             torch.set_rng_state(state)
+        if own is not None:
+            own.set_state(own_state)
 
 
 def _arrays(data: tuple, batches: int, batch_size: int) -> Sample:

@@ -128,9 +128,11 @@ def rate(model: keras.Model) -> Iterator[Finding]:
         )
     found = record.read(model)
     pretrained = found is not None and found.origin and "weights=None" not in found.origin
-    # Above the default of new networks; many networks survive the default itself.
-    usual = optimizers.default_rate(model.optimizer)
-    if pretrained and now > 1.001 * usual and backbone_learns(model):
+    # Of Adam and its kin a step is as long as the rate, whatever the gradient; networks have been
+    # fine-tuned by SGD at any rate up to 0.1. Many survive Adam's default itself.
+    long = issubclass(kind, keras.optimizers.Adam | keras.optimizers.Nadam | keras.optimizers.Lion)
+    too_high = now > 1.001 * optimizers.default_rate(model.optimizer)
+    if pretrained and long and too_high and backbone_learns(model):
         low = optimizers.open_rate(model.optimizer)
         yield Finding(
             "rate",
