@@ -281,6 +281,31 @@ def test_too_small_pixels_for_pretraining_without_scaling_in_the_graph():
     only(check(model, (scaled, y)), "pixels", "smaller", "0 to 255")
 
 
+def test_a_narrow_range_is_no_finding_without_scaling_in_the_model():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    model = keras.Model(inputs, layers.Dense(3, "softmax", kernel_initializer="zeros")(x))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    x, y = photos()
+    assert not check(model, (3 + x / 25500, y))
+
+
+class Loud(layers.Layer):
+    """An augmentation that is on unless told not to be, as Keras' own are."""
+
+    def call(self, x, training=True):
+        return 1e4 * x if training else x
+
+
+def test_augmentation_does_not_count():
+    inner, (x, y) = preprocessed(scaling=None), photos()
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, inner(Loud()(inputs)))
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert not check(model, (x / 127.5 - 1, y))
+    assert codes(check(model, (x, y))) == ["pixels"]
+
+
 def test_nan_and_constant_images():
     x, y = photos()
     broken = x.copy()
@@ -417,6 +442,9 @@ def test_a_few_batches_tell_nothing_of_rare_classes():
     assert not check(ten, batched(X[:32], np.arange(32) % 9))  # 32 examples of 10 classes
     x = np.tile(X, (3, 1))
     assert codes(check(ten, batched(x, np.arange(360) % 9))) == ["balance"]
+    rare = np.where(np.arange(120) % 24, np.arange(120) % 2, 2)  # 5 of 120, by chance perhaps
+    assert not check(dense(), batched(X, rare))
+    assert codes(check(dense(), (X, rare))) == ["balance"]
 
 
 def test_a_data_set_sorted_by_class():
