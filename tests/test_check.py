@@ -373,6 +373,14 @@ def test_softmax_layers_and_functions_count():
         assert not check(model, (X, Y))
 
 
+def test_a_softmax_over_another_axis_makes_no_classes():
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, layers.Softmax(axis=1)(layers.Dense(3)(inputs)))
+    model.compile("adam", losses.SparseCategoricalCrossentropy(from_logits=True))
+    y = np.tile(np.arange(4) % 3, (30, 1))
+    assert not check(model, (X[:, :3].repeat(4, axis=0).reshape(120, 4, 3)[:30], y))
+
+
 def test_a_first_loss_worse_than_a_guess():
     model = dense(3, None, losses.SparseCategoricalCrossentropy(from_logits=True))
     text = only(check(model, (X * 100, Y)), "first_loss", "guess has 1.1", "preprocessing")
@@ -665,12 +673,16 @@ class Pages(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         self.read.append(index)
+        np.random.rand()  # as an augmentation of the user's own does
+        random.random()
         return X[index * 12 : (index + 1) * 12], Y[index * 12 : (index + 1) * 12]
 
 
 def test_a_py_dataset_is_read_all_over():
     pages = Pages()
+    before = random.getstate(), np.random.get_state()[2]
     assert check(dense(), pages).examples == 48
+    assert (random.getstate(), np.random.get_state()[2]) == before
     assert pages.read == [0, 3, 6, 9]
 
 
