@@ -13,29 +13,37 @@ from finetune_keras._errors import HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import Backbone, Loaded, backbone
 from finetune_keras.build import build
+from finetune_keras.check import Finding, Findings, check
 from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.predict import Prediction, Predictions, predict
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
     "Backbone",
     "Change",
     "Description",
+    "Finding",
+    "Findings",
     "HeadError",
     "Loaded",
+    "Prediction",
+    "Predictions",
     "SelectionError",
     "WeightsError",
     "__version__",
     "backbone",
     "build",
+    "check",
     "compile",
     "describe",
     "freeze",
     "graph",
     "heads",
     "load",
+    "predict",
     "record",
     "replace_head",
     "select",

@@ -8,7 +8,7 @@ import keras
 
 from finetune_keras import graph
 
-__all__ = ["HEAD", "PREPROCESSING", "Parts", "classifier", "parts"]
+__all__ = ["HEAD", "PREPROCESSING", "Parts", "activation", "classifier", "parts"]
 
 HEAD = "ftk_head_"
 PREPROCESSING = "ftk_preprocessing_"
@@ -130,9 +130,9 @@ def classifier(seen: graph.Opened) -> int | None:
     if any(t not in made for c in seen.calls[last + 1 :] for t in c.inputs):
         return None  # something runs beside it, a residual for one
     op = seen.calls[last].op
-    later = [_activation(c.op) for c in seen.calls[last + 1 :]]
+    later = [activation(c.op) for c in seen.calls[last + 1 :]]
     squashed = any(a in _SQUASHING for a in later)
-    own = _activation(op)
+    own = activation(op)
     if isinstance(op, keras.layers.Dense):
         fits = own in (*_SQUASHING, "linear")
         fits = fits and all(_passes(c.op) for c in seen.calls[last + 1 :])
@@ -145,10 +145,10 @@ def classifier(seen: graph.Opened) -> int | None:
 def _passes(op: keras.Operation) -> bool:
     """Whether what follows a classifier's last layer leaves classes classes."""
     plain = keras.layers.Identity | keras.layers.Dropout | keras.layers.Flatten
-    return _activation(op) in _SQUASHING or isinstance(op, plain)
+    return activation(op) in _SQUASHING or isinstance(op, plain)
 
 
-def _activation(op: keras.Operation) -> str:
+def activation(op: keras.Operation) -> str:
     """Name of the activation an operation applies, ``""`` if it is none."""
     if isinstance(op, keras.layers.Softmax):
         return "softmax"

@@ -1,0 +1,97 @@
+"""Files of images as what a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras._errors import nearest
+
+__all__ = ["are_paths", "batches", "files"]
+
+_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
+_AT_ONCE = 16  # batches of images in memory
+
+
+def are_paths(data: Any) -> bool:
+    """Whether ``data`` is a path, or a list of them."""
+    if isinstance(data, str | Path):
+        return True
+    return (
+        isinstance(data, list | tuple)
+        and bool(data)
+        and all(isinstance(p, str | Path) for p in data)
+    )
+
+
+def files(data: Any) -> list[Path]:
+    """The images that a path or a list of paths means; a folder means all images in it, sorted.
+
+    Raises:
+        ValueError: if there is no such file, or no image in a folder.
+    """
+    found: list[Path] = []
+    for given in data if isinstance(data, list | tuple) else [data]:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+            if not inside:
+                raise ValueError(
+                    f"no image in the folder {str(path)!r}; there should be files that end in "
+                    f"{', '.join(_ENDINGS)}"
+                )
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = f"; {nearest(path.name, there)}" if there else ""
+            raise ValueError(f"no file {str(path)!r}{hint}")
+    return found
+
+
+def batches(
+    paths: list[Path], shape: tuple, batch_size: int, interpolation: str
+) -> Iterator[np.ndarray]:
+    """Loads images to the size and channels that a model takes, some batches at a time.
+
+    Args:
+        paths: of the images.
+        shape: of the model's input, the batch axis first.
+        batch_size: the model's; the arrays are a multiple of it.
+        interpolation: a name of Keras'.
+
+    Yields:
+        float32 arrays from 0 to 255.
+    """
+    last = keras.config.image_data_format() == "channels_last"
+    *size, channels = shape[1:] if last else (*shape[2:], shape[1])
+    if None in size or channels not in _MODES:
+        raise ValueError(
+            f"the model takes images of shape {shape}, so that files have no one size to be "
+            "loaded to: load them by keras.utils.load_img, or build the model with input_shape="
+        )
+    step = _AT_ONCE * batch_size
+    for start in range(0, len(paths), step):
+        yield np.stack(
+            [_load(p, size, _MODES[channels], interpolation) for p in paths[start : start + step]]
+        )
+
+
+def _load(path: Path, size: list[int], mode: str, interpolation: str) -> np.ndarray:
+    try:
+        image = keras.utils.load_img(
+            path, color_mode=mode, target_size=tuple(size), interpolation=interpolation
+        )
+        return keras.utils.img_to_array(image, dtype="float32")
+    except (OSError, SyntaxError) as e:  # what Pillow raises for files that are no images
+        raise ValueError(f"cannot read {str(path)!r} as an image: {_line(e)}") from e
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
