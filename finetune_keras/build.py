@@ -27,6 +27,7 @@ def build(
     optimizer: str | keras.optimizers.Optimizer = "adamw",
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
     name: str | None = None,
+    **settings: Any,
 ) -> keras.Model:
     """Puts a head on a backbone and compiles the model for ``model.fit``.
 
@@ -47,6 +48,8 @@ def build(
             own default (1e-3 for AdamW) if only the head learns and a hundredth of it if the
             backbone does; an instance keeps its own.
         name: of the model.
+        **settings: further arguments of `finetune_keras.compile`, such as ``clipnorm=1.0``,
+            ``label_smoothing=0.1``, or ``class_weight="balanced", counts=np.bincount(labels)``.
 
     Returns:
         A compiled ``keras.Model``.
@@ -88,7 +91,7 @@ def build(
         x = layer(x)
     name = name or f"{backbone.network.name}_fine_tuned"
     model = attach(inputs, backbone(x), head, origin=backbone.source, name=name)
-    finish(model, head, freeze, optimizer=optimizer, learning_rate=learning_rate)
+    finish(model, head, freeze, optimizer=optimizer, learning_rate=learning_rate, **settings)
     return model
 
 
@@ -152,7 +155,7 @@ def finish(
                 f"nothing would learn: freeze={freeze} covers the whole model, the head too; "
                 "freeze=select.backbone() leaves the head"
             )
-        _compile(model, **head.compile_arguments(), **settings)
+        _compile(model, **{**head.compile_arguments(), **settings})
     except BaseException:
         before.restore()
         raise

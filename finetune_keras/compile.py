@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _private, graph, optimizers, parts, record
+from finetune_keras import _private, graph, losses, optimizers, parts, record
 from finetune_keras.heads import uncertainty
 
 __all__ = ["compile", "learning", "recompile"]
@@ -26,6 +26,13 @@ def compile(  # noqa: A001 - Keras' own word for it
     run_eagerly: bool | None = None,
     steps_per_execution: int | None = None,
     jit_compile: bool | str | None = None,
+    clipnorm: float | bool | None = None,
+    clipvalue: float | bool | None = None,
+    global_clipnorm: float | bool | None = None,
+    gradient_accumulation_steps: int | None = None,
+    label_smoothing: Any = None,
+    class_weight: Any = None,
+    counts: Any = None,
 ) -> keras.Model:
     """Compiles a model, keeping all that is not given.
 
@@ -48,6 +55,20 @@ def compile(  # noqa: A001 - Keras' own word for it
         run_eagerly: whether to run without compiled functions, to debug.
         steps_per_execution: batches for each call of the compiled function.
         jit_compile: whether to use XLA, or ``"auto"``.
+        clipnorm: the norm to which the gradient of each variable is clipped, as in Keras'
+            optimizers, like the three that follow; ``False`` switches clipping off.
+        clipvalue: the value to which each element of the gradients is clipped.
+        global_clipnorm: the norm to which all gradients together are clipped.
+        gradient_accumulation_steps: batches whose gradients are averaged for one step: the memory
+            of one batch, the step of many. 1 switches it off.
+        label_smoothing: share of each label that is spread over all classes, such as 0.1; 0
+            switches it off. For several outputs a dict by their names, like the two that follow.
+        class_weight: ``"balanced"`` by ``counts``, a dict by class name or number, or a list;
+            ``False`` switches it off. The weights are part of the loss, in ``evaluate`` too.
+        counts: number of examples of each class, such as ``np.bincount(labels)``.
+
+    With integer labels smoothing, and with any class weights, the loss is one of this library:
+    import it before a saved file is loaded to go on training.
 
     Returns:
         The same model, for chaining.
@@ -83,6 +104,17 @@ def compile(  # noqa: A001 - Keras' own word for it
         raise ValueError(
             f"the model {model.name!r} was never compiled, so there is no loss to keep: give loss="
         )
+    if counts is not None and class_weight is None:
+        raise ValueError("counts= goes with class_weight='balanced'")
+    if label_smoothing is not None or class_weight is not None:
+        was = loss if loss is not None else _private.compile_arguments(model)["loss"]
+        given["loss"] = _adjusted(model, was, label_smoothing, class_weight, counts)
+    settings = optimizers.settings(
+        clipnorm=clipnorm,
+        clipvalue=clipvalue,
+        global_clipnorm=global_clipnorm,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+    )
     if not model.trainable_variables:
         raise ValueError(
             f"nothing learns in the model {model.name!r}: thaw something first, for example "
@@ -91,7 +123,7 @@ def compile(  # noqa: A001 - Keras' own word for it
     with scope(model):
         if optimizer is None and model.compiled:
             carried = optimizers.carry(
-                model.optimizer, model.trainable_variables, learning_rate=learning_rate
+                model.optimizer, model.trainable_variables, learning_rate, settings
             )
             if carried.restarted:
                 kind = type(optimizers.innermost(carried.optimizer)).__name__
@@ -108,9 +140,53 @@ def compile(  # noqa: A001 - Keras' own word for it
                 default=optimizers.open_rate(probe)
                 if backbone_learns(model)
                 else optimizers.default_rate(probe),
+                settings=settings,
             )
+            if _in_float16(model):
+                new = optimizers.scaled(new)
         recompile(model, new, **given)
     return model
+
+
+def _in_float16(model: keras.Model) -> bool:
+    """Whether gradients would underflow. Keras looks at the policy of the whole model only."""
+    return any(x.compute_dtype == "float16" for _, x in graph.opened(model).layers)
+
+
+def _adjusted(model: keras.Model, loss: Any, smoothing: Any, class_weight: Any, counts: Any) -> Any:
+    """The loss, or the losses by output, with the options that were given."""
+    found = record.read(model)
+    outputs = {o.name: o for o in found.outputs} if found else {}
+
+    def one(name: str, loss: Any, smoothing: Any, class_weight: Any, counts: Any) -> Any:
+        if class_weight is not None:
+            size = _width(model, name)
+            names = outputs[name].class_names if name in outputs else ()
+            class_weight = losses.weights(class_weight, counts, 2 if size == 1 else size, names)
+        return losses.adjusted(loss, label_smoothing=smoothing, class_weight=class_weight)
+
+    if not isinstance(loss, dict):
+        return one("", loss, smoothing, class_weight, counts)
+    given = {"label_smoothing": smoothing, "class_weight": class_weight, "counts": counts}
+    for option, value in given.items():
+        if value is not None and not (isinstance(value, dict) and set(value) <= set(loss)):
+            raise ValueError(
+                f"{option}= for several outputs is a dict by their names, {', '.join(loss)}; "
+                f"given {value!r}"
+            )
+    changed = set(smoothing or {}) | set(class_weight or {})
+    return {
+        name: one(name, x, *((v or {}).get(name) for v in given.values())) if name in changed else x
+        for name, x in loss.items()
+    }
+
+
+def _width(model: keras.Model, name: str) -> int | None:
+    """Number of values in an output, where the model's graph tells."""
+    if not graph.is_functional(model):
+        return None
+    outputs = graph.ends(model)[1]
+    return (outputs[name] if name else outputs).shape[-1]
 
 
 def _check(given: dict[str, Any]) -> None:

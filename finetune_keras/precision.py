@@ -8,7 +8,7 @@ import keras
 
 from finetune_keras._errors import nearest
 
-__all__ = ["checked", "of_features", "serialized"]
+__all__ = ["checked", "serialized"]
 
 _POLICIES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16", "float64")
 
@@ -31,14 +31,6 @@ def checked(dtype: Any) -> str | None:
 def serialized(dtype: str) -> dict:
     """A policy as Keras writes it into configs."""
     return keras.saving.serialize_keras_object(keras.DTypePolicy(dtype))
-
-
-def of_features(features: keras.KerasTensor) -> str | None:
-    """The policy for layers on top of features: that of the network that made them, as far as
-    their dtype tells; ``None`` for Keras' global one.
-    """
-    dtype = keras.backend.standardize_dtype(features.dtype)
-    return f"mixed_{dtype}" if dtype in ("bfloat16", "float16") else None
 
 
 def _has_bfloat16() -> bool:

@@ -102,3 +102,12 @@ def learners(model: keras.Model) -> set[str]:
     from finetune_keras import graph
 
     return {u.path for u in graph.opened(model).units if u.learnable}
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Names without addresses: the workers of pytest-xdist have to agree on them."""
+    if isinstance(val, np.ndarray):
+        return f"{argname}{np.shape(val)}"
+    if " at 0x" in repr(val):
+        return getattr(val, "__name__", type(val).__name__)
+    return None

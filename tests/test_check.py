@@ -98,7 +98,6 @@ def only(found, code, *words):
         ),
         (lambda: dense(3, loss=lambda y, p: keras.ops.mean((y - p) ** 2)), HOT * 7),
     ],
-    ids=str,
 )
 def test_good_labels_are_silent(model, y):
     if isinstance(y, str):
@@ -731,7 +730,6 @@ def test_a_generator_is_refused_and_not_read():
         (Batches([]), ValueError, "gives no batch"),
         (Batches([(X, Y, Y, Y)]), ValueError, "a tuple of 4"),
     ],
-    ids=str,
 )
 def test_data_that_fit_does_not_take(data, error, message):
     with pytest.raises(error, match=message) as e:

@@ -45,6 +45,7 @@ ORDER = [
     "heads.uncertainty",
     "heads.multi",
     "heads",
+    "losses",
     "compile",
     "freeze",
     "describe",

@@ -8,7 +8,9 @@ from finetune_keras.optimizers.state import (
     make,
     open_rate,
     rate,
+    scaled,
     scheduled,
+    settings,
 )
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "make",
     "open_rate",
     "rate",
+    "scaled",
     "scheduled",
+    "settings",
 ]

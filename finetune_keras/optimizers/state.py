@@ -28,7 +28,9 @@ __all__ = [
     "make",
     "open_rate",
     "rate",
+    "scaled",
     "scheduled",
+    "settings",
 ]
 
 Optimizer = keras.optimizers.Optimizer
@@ -80,7 +82,45 @@ def scheduled(optimizer: Optimizer) -> bool:
     return callable(_private.rate_object(innermost(optimizer)))
 
 
-def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | None = None):
+def settings(**given) -> dict:
+    """Settings of an optimizer's config that change: those that are not ``None``.
+
+    Raises:
+        ValueError: for a number out of range, or two ways of clipping at once.
+    """
+    given = {k: v for k, v in given.items() if v is not None}
+    clips = [k for k in given if "clip" in k]
+    if sum(given[k] is not False for k in clips) > 1:
+        raise ValueError(f"gradients are clipped in one way at a time; given {', '.join(clips)}")
+    for key, value in given.items():
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if key == "gradient_accumulation_steps":
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key} must be an integer of 1 or more; given {value!r}")
+            given[key] = None if value == 1 else int(value)
+        elif value is False:
+            given[key] = None
+        elif not number or not 0 < value < float("inf"):
+            raise ValueError(f"{key} must be a number above 0, or False; given {value!r}")
+    if clips:
+        given = {"clipnorm": None, "clipvalue": None, "global_clipnorm": None, **given}
+    return given
+
+
+def scaled(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with its loss scaled, so that gradients in float16 do not underflow."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer)
+
+
+def make(
+    optimizer: str | Optimizer,
+    learning_rate=None,
+    *,
+    default: float | None = None,
+    settings: dict | None = None,
+):
     """An optimizer from a name or an instance, with a rate.
 
     Args:
@@ -88,14 +128,15 @@ def make(optimizer: str | Optimizer, learning_rate=None, *, default: float | Non
             for other variables is copied by its config, since Keras would refuse it.
         learning_rate: a number or a ``LearningRateSchedule``; ``None`` leaves an instance's own.
         default: the rate for an optimizer given by name when ``learning_rate`` is ``None``.
+        settings: what `settings` gave.
     """
     if isinstance(optimizer, Optimizer):
-        if optimizer.built or learning_rate is not None:
-            optimizer = _from_config(optimizer, learning_rate)
+        if optimizer.built or learning_rate is not None or settings:
+            optimizer = _from_config(optimizer, learning_rate, settings)
         return optimizer
     made = _named(optimizer)
     wanted = default if learning_rate is None else learning_rate
-    return made if wanted is None else _from_config(made, wanted)
+    return made if wanted is None and not settings else _from_config(made, wanted, settings)
 
 
 def _named(name) -> Optimizer:
@@ -114,20 +155,21 @@ def _named(name) -> Optimizer:
     return getattr(keras.optimizers, names[name.lower()])()
 
 
-def _from_config(optimizer: Optimizer, learning_rate=None) -> Optimizer:
-    """A fresh optimizer with the same settings, and another rate where one is given."""
+def _from_config(optimizer: Optimizer, learning_rate=None, changed=None) -> Optimizer:
+    """A fresh optimizer with the same settings, but for another rate and what is ``changed``."""
     config = optimizer.get_config()
     inner = getattr(optimizer, "inner_optimizer", None)
     if isinstance(inner, Optimizer):
         config["inner_optimizer"] = keras.saving.serialize_keras_object(
-            _from_config(inner, learning_rate)
+            _from_config(inner, learning_rate, changed)
         )
+        changed = None
     elif learning_rate is not None:
         config["learning_rate"] = checked_rate(learning_rate)
     elif scheduled(optimizer):
         # The object itself: a lambda, or a class of the user's, does not survive the config.
         config["learning_rate"] = _private.rate_object(optimizer)
-    made = type(optimizer).from_config(config)
+    made = type(optimizer).from_config({**config, **(changed or {})})
     _private.copy_decay_exclusions(optimizer, made)
     return made
 
@@ -145,7 +187,12 @@ def checked_rate(learning_rate):
     return float(learning_rate)
 
 
-def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=None) -> Carried:
+def carry(
+    old: Optimizer,
+    new_variables: list[keras.Variable],
+    learning_rate=None,
+    settings: dict | None = None,
+) -> Carried:
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
     Variables that ``old`` did not know get slots of their own at zero; with Adam, AdamW and Nadam
@@ -155,8 +202,9 @@ def carry(old: Optimizer, new_variables: list[keras.Variable], *, learning_rate=
         old: a Keras optimizer, built or not. It is not changed, and not used any more.
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force.
+        settings: what `settings` gave.
     """
-    new = _from_config(old, learning_rate)
+    new = _from_config(old, learning_rate, settings)
     slots, rest = _build(new, new_variables)
     if not old.built:
         return Carried(new, restarted=False)

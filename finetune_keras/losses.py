@@ -1,0 +1,238 @@
+"""Cross-entropies with smoothed labels and weighted classes.
+
+Keras has ``label_smoothing`` for one-hot and binary labels, but not for integers, and weights for
+classes in ``fit`` alone. `adjusted` puts both into a loss, of any of the cross-entropies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from finetune_keras._errors import nearest
+
+__all__ = ["WeightedCrossentropy", "adjusted", "balanced", "weights"]
+
+_KINDS = {
+    "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
+    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
+    "binary_crossentropy": keras.losses.BinaryCrossentropy,
+}
+
+
+@keras.saving.register_keras_serializable("finetune_keras")
+class WeightedCrossentropy(keras.losses.Loss):
+    """A cross-entropy with smoothed labels and a weight for each class.
+
+    Args:
+        loss: ``SparseCategoricalCrossentropy``, ``CategoricalCrossentropy`` or
+            ``BinaryCrossentropy`` of Keras, as instance.
+        label_smoothing: share of each integer label that is spread over all classes (Szegedy et
+            al. 2016, arXiv:1512.00567, section 7), from 0 and below 1. The other two losses have
+            this themselves.
+        class_weight: one number a class; of a yes-or-no loss for 0 and 1. An example's loss is
+            multiplied by that of its class, and the mean is over the number of examples, as with
+            ``class_weight`` in ``fit``; but here it also holds in ``evaluate``.
+        name: of the loss.
+
+    Examples:
+        >>> plain = keras.losses.SparseCategoricalCrossentropy()
+        >>> loss = WeightedCrossentropy(plain, class_weight=[1.0, 3.0])
+        >>> half = ops.full((2, 2), 0.5)
+        >>> round(float(loss(ops.array([0, 1]), half) / plain(ops.array([0, 1]), half)), 3)
+        2.0
+    """
+
+    def __init__(
+        self,
+        loss: keras.losses.Loss,
+        label_smoothing: float = 0.0,
+        class_weight: Any = None,
+        name: str = "weighted_crossentropy",
+        **kwargs: Any,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.class_weight = None if class_weight is None else [float(w) for w in class_weight]
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each example, or of each label where they are several."""
+        y_pred = ops.convert_to_tensor(y_pred)
+        smooth = self.label_smoothing
+        if isinstance(self.loss, keras.losses.BinaryCrossentropy):
+            hard = ops.reshape(ops.cast(y_true, y_pred.dtype), ops.shape(y_pred))
+            # Keras means over the last axis, and each label here has a weight of its own.
+            values = self.loss.call(ops.expand_dims(hard, -1), ops.expand_dims(y_pred, -1))
+            if self.class_weight is not None:
+                no, yes = self.class_weight
+                values = values * (hard * yes + (1.0 - hard) * no)
+            return ops.mean(values, axis=-1)
+        values = self.loss.call(y_true, y_pred)
+        sparse = isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy)
+        if smooth:
+            # (1 - e) times the loss of the label, e times the mean of the losses of all.
+            config = self.loss.get_config()
+            uniform = ops.ones_like(y_pred) / y_pred.shape[-1]
+            spread = keras.losses.categorical_crossentropy(
+                uniform, y_pred, from_logits=config["from_logits"]
+            )
+            if config["ignore_class"] is not None:
+                labels = ops.cast(ops.reshape(y_true, ops.shape(spread)), "int32")
+                spread = ops.where(labels == config["ignore_class"], 0.0, spread)
+            values = (1.0 - smooth) * values + smooth * spread
+        if self.class_weight is None:
+            return values
+        weight = ops.convert_to_tensor(self.class_weight, dtype=values.dtype)
+        if sparse:
+            labels = ops.cast(ops.reshape(y_true, ops.shape(values)), "int32")
+            return values * ops.take(weight, ops.clip(labels, 0, len(self.class_weight) - 1))
+        return values * ops.sum(ops.cast(y_true, values.dtype) * weight, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The loss within, smoothing and weights, beside Keras' own."""
+        own = {
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "label_smoothing": self.label_smoothing,
+            "class_weight": self.class_weight,
+        }
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WeightedCrossentropy:
+        """The loss that `get_config` described."""
+        loss = keras.saving.deserialize_keras_object(config["loss"])
+        return cls(**{**config, "loss": loss})
+
+
+def adjusted(
+    loss: Any, *, label_smoothing: float | None = None, class_weight: Any = None
+) -> keras.losses.Loss:
+    """``loss`` with smoothed labels, weighted classes or both; what is ``None`` stays.
+
+    Args:
+        loss: a cross-entropy of Keras by name or as instance, or a loss of this library around
+            one.
+        label_smoothing: from 0, which switches it off, and below 1.
+        class_weight: one number a class, in the order of the labels; ``False`` switches it off.
+
+    Returns:
+        A loss; ``loss`` itself is not changed.
+
+    Raises:
+        ValueError: if the loss is no cross-entropy, or the numbers do not fit.
+    """
+    if isinstance(loss, str):
+        loss = _KINDS[loss]() if loss in _KINDS else loss
+    inner = getattr(loss, "loss", None)
+    if isinstance(inner, keras.losses.Loss) and not isinstance(loss, WeightedCrossentropy):
+        # A loss around it, for missing labels or for one learned weight.
+        changed = adjusted(inner, label_smoothing=label_smoothing, class_weight=class_weight)
+        made = type(loss).from_config(loss.get_config())
+        made.loss = changed
+        return made
+    smooth, weight = 0.0, None
+    if isinstance(loss, WeightedCrossentropy):
+        smooth, weight, loss = loss.label_smoothing, loss.class_weight, loss.loss
+    if not isinstance(loss, tuple(_KINDS.values())):
+        given = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+        raise ValueError(
+            "label_smoothing= and class_weight= are for a cross-entropy; this model's loss is "
+            f"{given!r}: {nearest(str(given), _KINDS)}"
+        )
+    if label_smoothing is not None:
+        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing must be from 0 and below 1; given {label_smoothing!r}"
+            )
+        smooth = float(label_smoothing)
+        if "label_smoothing" in loss.get_config():
+            loss = type(loss).from_config({**loss.get_config(), "label_smoothing": smooth})
+            smooth = 0.0  # Keras' own does it
+    if class_weight is not None:
+        weight = None if class_weight is False else class_weight
+    if smooth == 0.0 and weight is None:
+        return loss
+    return WeightedCrossentropy(loss, smooth, weight)
+
+
+def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence[str] = ()) -> Any:
+    """What `adjusted` takes, from what a user gives.
+
+    Args:
+        class_weight: ``"balanced"``, a dict by class name or number (1 for those left out), a
+            list, or ``False``.
+        counts: of the examples of each class, for ``"balanced"``.
+        classes: their number, ``None`` where nobody knows (a list then says it).
+        names: of the classes, if they have any.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    if class_weight is False:
+        return False
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise ValueError(
+                f"class_weight= takes 'balanced', a dict or a list; given {class_weight!r}"
+            )
+        if counts is None:
+            raise ValueError(
+                "class_weight='balanced' needs counts=, the number of examples of each class, "
+                "such as np.bincount(labels)"
+            )
+        if isinstance(counts, Mapping) and names and set(counts) == set(names):
+            counts = [counts[n] for n in names]
+        found = balanced(counts)
+    elif isinstance(class_weight, Mapping):
+        classes = classes or 1 + max(class_weight)
+        found = [1.0] * classes
+        for key, value in class_weight.items():
+            place = names.index(key) if key in names else key
+            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < classes:
+                known = nearest(str(key), names) if names else f"there are 0 to {classes - 1}"
+                raise ValueError(f"class_weight= has no class {key!r}; {known}")
+            found[place] = float(value)
+    else:
+        found = list(class_weight)
+    if len(found) != (classes or len(found)) or not all(w >= 0 for w in found):
+        what = "counts=" if isinstance(class_weight, str) else "class_weight="
+        raise ValueError(
+            f"{what} takes {classes} numbers, one a class, none below 0; given {len(found)}"
+        )
+    return found
+
+
+def balanced(counts: Any) -> list[float]:
+    """Weights that make every class count the same: ``n / (classes * n_class)``.
+
+    With them the mean weight of an example is 1 (King and Zeng 2001; scikit-learn's
+    ``class_weight="balanced"``).
+
+    Args:
+        counts: number of examples of each class in the order of the labels, as
+            ``np.bincount(labels)`` gives; or a dict of them.
+
+    Raises:
+        ValueError: if a class has no example.
+
+    Examples:
+        >>> balanced([30, 10])
+        [0.6666666666666666, 2.0]
+    """
+    values = list(counts.values()) if isinstance(counts, Mapping) else counts
+    numbers = np.asarray(values)
+    if numbers.ndim != 1 or not len(numbers) or not np.issubdtype(numbers.dtype, np.number):
+        raise ValueError(
+            "counts= takes the number of examples of each class, such as np.bincount(labels); "
+            f"given {counts!r}"
+        )
+    if (numbers <= 0).any():
+        empty = int(np.argmin(numbers))
+        name = list(counts)[empty] if isinstance(counts, Mapping) else empty
+        raise ValueError(f"class {name!r} has no example, so no weight balances it")
+    return (numbers.sum() / (len(numbers) * numbers.astype("float64"))).tolist()
