@@ -139,7 +139,8 @@ def adjusted(
     if isinstance(loss, WeightedCrossentropy):
         smooth, weight, loss = loss.label_smoothing, loss.class_weight, loss.loss
     if not isinstance(loss, tuple(_KINDS.values())):
-        given = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+        given = loss if isinstance(loss, str) else getattr(loss, "name", None)
+        given = given or getattr(loss, "__name__", repr(loss))
         raise ValueError(
             "label_smoothing= and class_weight= are for a cross-entropy; this model's loss is "
             f"{given!r}: {nearest(str(given), _KINDS)}"

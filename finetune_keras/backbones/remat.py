@@ -27,7 +27,7 @@ def recompute(network: keras.Model) -> None:
     is kept in files.
 
     Raises:
-        ValueError: if the network has no such layers.
+        ValueError: if the network has no such layers, or computes in half precision on TensorFlow.
     """
     layers = [call.op for call in graph.opened(network).calls if tape.is_block(call.op)]
     if not layers:
@@ -35,6 +35,13 @@ def recompute(network: keras.Model) -> None:
             f"remat=True computes the blocks of a transformer again, and {network.name!r} has no "
             "layer that holds a block: use a smaller batch with gradient_accumulation_steps=, "
             "freeze more, or dtype='mixed_bfloat16'"
+        )
+    halves = {"float16", "bfloat16"}.intersection(layer.compute_dtype for layer in layers)
+    if halves and keras.backend.backend() == "tensorflow":
+        # It ends the process where a block mixes precisions, as those of T5 and DINOv2 do.
+        raise ValueError(
+            f"remat=True and {halves.pop()} do not go together on TensorFlow, whose recompute_grad "
+            "fails on blocks of mixed precision: use one of the two, or the JAX or PyTorch backend"
         )
     for layer in {id(layer): layer for layer in layers}.values():
         layer.call = _Recomputed(layer)
