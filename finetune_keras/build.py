@@ -92,7 +92,26 @@ def build(
     name = name or f"{backbone.network.name}_fine_tuned"
     model = attach(inputs, backbone(x), head, origin=backbone.source, name=name)
     finish(model, head, freeze, optimizer=optimizer, learning_rate=learning_rate, **settings)
+    _warn_of_frozen_random(backbone)
     return model
+
+
+def _warn_of_frozen_random(backbone: Backbone) -> None:
+    """Says so if part of a pretrained network is at random and will stay so."""
+    random = set(backbone.edits.random)
+    frozen = [
+        u
+        for u in graph.opened(backbone.network).units
+        if u.path in random and not u.variable.trainable
+    ]
+    if frozen:
+        names = list(dict.fromkeys(u.layer.name for u in frozen))
+        warnings.warn(
+            f"the new {', '.join(map(repr, names))} of {backbone.network.name!r} is at random and "
+            "frozen, so it never learns: add "
+            f"& ~select.named({names[0]!r}) to freeze=, or thaw it",
+            stacklevel=3,
+        )
 
 
 def check_head(head: Any, function: str) -> None:

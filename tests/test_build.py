@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -353,3 +354,17 @@ def test_the_front_page_snippet_runs(tmp_path):
     model.save(tmp_path / "mine.keras")
     again = keras.models.load_model(tmp_path / "mine.keras", compile=False)
     np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_a_random_stem_that_is_frozen_is_told_of():
+    network = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
+    base = ftk.backbone(network, stem="small")
+    with pytest.warns(UserWarning, match=r"'conv1_conv'.*at random and frozen.*~select.named"):
+        build(base, heads.Classification(2), freeze=select.backbone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(
+            ftk.backbone(network, stem="small"),
+            heads.Classification(2),
+            freeze=select.backbone() & ~select.named("conv1_conv"),
+        )
