@@ -362,7 +362,7 @@ def test_a_random_stem_that_is_frozen_is_told_of():
     with pytest.warns(UserWarning, match=r"'conv1_conv'.*at random and frozen.*~select.named"):
         build(base, heads.Classification(2), freeze=select.backbone())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         build(
             ftk.backbone(network, stem="small"),
             heads.Classification(2),
