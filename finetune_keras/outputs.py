@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from finetune_keras import _private, graph, parts, record
+from finetune_keras.heads.missing import KnownLoss
 
 __all__ = ["Loss", "Output", "activations", "loss_of", "outputs", "pairs"]
 
@@ -43,6 +44,7 @@ class Loss:
         from_logits: whether it takes logits.
         ignore_class: the label that it skips.
         function: called on labels and predictions.
+        missing: whether labels may be missing, as in `heads.Multi(missing=True)`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Loss:
     from_logits: bool
     ignore_class: int | None
     function: Callable[[Any, Any], Any]
+    missing: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +131,12 @@ def loss_of(given: Any, shape: tuple = ()) -> Loss | None:
         given = keras.losses.BinaryCrossentropy() if single else None
         if given is None:
             return Loss("crossentropy", "", False, None, None)
-    found = keras.losses.get(given)
+    whole = found = keras.losses.get(given)
+    missing = False
+    while isinstance(getattr(found, "loss", None), keras.losses.Loss):
+        # Losses of this library around one of Keras': what they take is what that takes.
+        missing = missing or isinstance(found, KnownLoss)
+        found = found.loss
     plain = not isinstance(found, keras.losses.Loss)
     name = getattr(found, "__name__", type(found).__name__) if plain else type(found).__name__
     own = found if plain else type(found)
@@ -140,7 +148,8 @@ def loss_of(given: Any, shape: tuple = ()) -> Loss | None:
         family=_FAMILY.get(camel, "") if keras_own else "",
         from_logits=bool(getattr(found, "from_logits", False)),
         ignore_class=getattr(found, "ignore_class", None),
-        function=found,
+        function=whole,
+        missing=missing,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import keras
 import numpy as np
@@ -778,3 +779,47 @@ def test_a_sample_of_arrays_is_from_all_over():
     assert drawn.inputs[:, 0].tolist() == [0, 142, 285, 428, 570, 713, 856, 999]
     assert drawn.batch_y.tolist() == drawn.x[:, 0].tolist()
     assert len(drawn.x) == 4
+
+
+def two_heads(**options):
+    head = heads.Multi({"kind": heads.Classification(3), "age": heads.Regression()}, **options)
+    return build(residual(), head)
+
+
+KIND, AGE = np.arange(60) % 3, np.random.default_rng(5).normal(size=60).astype("float32")
+PICTURES = np.random.default_rng(6).normal(size=(60, 16, 16, 3)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ({"kind": KIND, "ages": AGE}, r"dict of 'kind', 'ages'.*outputs 'kind', 'age'.*'ages'\?"),
+        ({"kind": KIND}, "dict of 'kind', and the model has the outputs 'age', 'kind'"),
+        ({"kind": KIND, "age": AGE, "more": AGE}, "dict of 'kind', 'age', 'more'"),
+        (KIND, "one array, and the model has the outputs 'age', 'kind'"),
+        ({"kind": KIND, "age": AGE}, None),
+    ],
+)
+def test_labels_by_the_names_of_the_outputs(y, message):
+    found = [f for f in check(two_heads(), (PICTURES, y)) if f.code == "labels"]
+    assert [re.search(message, f.message) is not None for f in found] == [True] * bool(message)
+
+
+def test_labels_may_be_missing_where_the_head_says_so():
+    kind, age = KIND.copy(), AGE.copy()
+    kind[::4], age[::5] = -1, np.nan
+    silent = check(two_heads(missing=True), (PICTURES, {"kind": kind, "age": age}))
+    assert not [f for f in silent if f.code in ("labels", "balance")]
+    told = check(two_heads(), (PICTURES, {"kind": kind, "age": age}))
+    assert len([f for f in told if f.code == "labels"]) == 2
+    kind[1] = 7
+    wrong = check(two_heads(missing=True), (PICTURES, {"kind": kind, "age": age}))
+    assert [f.code for f in wrong if f.code == "labels"] == ["labels"]
+
+
+def test_smoothed_and_weighted_losses_are_understood():
+    model = build(
+        residual(), heads.Classification(3), label_smoothing=0.1, class_weight=[1.0, 2.0, 1.0]
+    )
+    assert not [f for f in check(model, (PICTURES, KIND)) if f.code in ("labels", "activation")]
+    assert [f.code for f in check(model, (PICTURES, KIND + 1)) if f.code == "labels"]

@@ -70,3 +70,33 @@ def test_rate_object_is_the_schedule_itself():
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
     assert _private.rate_object(keras.optimizers.Adam(schedule)) is schedule
     assert isinstance(_private.rate_object(keras.optimizers.Adam(1e-3)), keras.Variable)
+
+
+def test_training_now_is_told_to_a_call_without_the_argument():
+    seen = []
+
+    class Asks(keras.layers.Layer):
+        def call(self, x):
+            seen.append(_private.training_now(self))
+            return x
+
+    model = keras.Sequential([keras.Input((2,)), Asks()])
+    seen.clear()
+    for training in (True, False, None):
+        model(np.zeros((1, 2), "float32"), training=training)
+    assert [bool(s) for s in seen] == [True, False, False]
+
+
+def test_uncast_gives_full_precision_inside_a_layer_of_another():
+    class Reads(keras.layers.Dense):
+        def call(self, x):
+            found.append(
+                (self.kernel.value.dtype, *(v.dtype for v in _private.uncast([self.kernel])))
+            )
+            return super().call(x)
+
+    found = []
+    layer = Reads(2, dtype="mixed_bfloat16")
+    layer(np.zeros((1, 2), "float32"))
+    cast, own = (keras.backend.standardize_dtype(d) for d in found[-1])
+    assert (cast, own) == ("bfloat16", "float32")

@@ -141,6 +141,11 @@ def _predictions(
     firsts = _by_output(drawn.batch_y, names, several)
     broken = list(answers.finite(list(zip(found, values, strict=True)))) if finite else []
     yield from broken
+    if several and not isinstance(drawn.y, list | tuple):
+        mismatch = list(labels.keys(found, drawn.y))
+        if mismatch:
+            yield from mismatch
+            return
     for output, value, y, first in zip(found, values, ys, firsts, strict=True):
         wrong = list(labels.labels(output, y, value.shape))
         yield from wrong

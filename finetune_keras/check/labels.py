@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from finetune_keras._errors import nearest
 from finetune_keras.check.findings import Finding
 from finetune_keras.outputs import Output
 
-__all__ = ["class_order", "counts", "labels"]
+__all__ = ["class_order", "counts", "keys", "labels"]
 
 # TensorFlow's sparse cross-entropy documents an error on the CPU and NaN on a GPU; on JAX such a
 # label is an empty one-hot vector, which has no loss and teaches nothing. PyTorch raises.
@@ -25,8 +26,43 @@ def labels(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Findi
         shape: of a batch of predictions.
     """
     where = f"output {output.name!r}: " if output.name else ""
+    if y is not None and output.loss is not None and output.loss.missing:
+        y = np.where(_missing(y), np.zeros((), y.dtype), y)
     for message, fix in _wrong(output, y, shape):
         yield Finding("labels", where + message, fix)
+
+
+def keys(found: list[Output], y: object) -> Iterator[Finding]:
+    """Labels that are no dict by the names of the outputs.
+
+    Args:
+        found: the outputs.
+        y: the labels as they were given.
+    """
+    wanted = [output.name for output in found if output.loss is not None]
+    if not wanted or (len(found) == 1 and not isinstance(y, dict)):
+        return
+    names = ", ".join(map(repr, wanted))
+    if not isinstance(y, dict):
+        what = "there are no labels" if y is None else "the labels are one array"
+        yield Finding(
+            "labels", f"{what}, and the model has the outputs {names}", "give a dict by these names"
+        )
+        return
+    lacking = [name for name in wanted if name not in y]
+    extra = [str(key) for key in y if key not in {output.name for output in found}]
+    if lacking or extra:
+        near = nearest(lacking[0], extra) if lacking and extra else ""
+        yield Finding(
+            "labels",
+            f"the labels are a dict of {', '.join(map(repr, y))}, and the model has the outputs "
+            f"{names}; fit fails on that" + (f" ({near})" if near.startswith("did") else ""),
+            "give each output its labels, by its name",
+        )
+
+
+def _missing(y: np.ndarray) -> np.ndarray:
+    return np.isnan(y) if y.dtype.kind == "f" and np.isnan(y).any() else y == -1
 
 
 def _wrong(output: Output, y, shape: tuple) -> Iterator[tuple[str, str]]:
@@ -221,6 +257,8 @@ def counts(output: Output, y: np.ndarray | None, shape: tuple) -> np.ndarray | N
     family = _family(output, y, shape)
     if y is None or y.dtype.kind not in "fiub":
         return None
+    if output.loss is not None and output.loss.missing and y.ndim == 1:
+        y = y[~_missing(y)]
     if family == "one-hot" and output.size > 1:
         return np.bincount(y.reshape(-1, y.shape[-1]).argmax(axis=-1), minlength=output.size)
     flat = y.reshape(-1)
