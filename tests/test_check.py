@@ -793,7 +793,10 @@ PICTURES = np.random.default_rng(6).normal(size=(60, 16, 16, 3)).astype("float32
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ({"kind": KIND, "ages": AGE}, r"dict of 'kind', 'ages'.*outputs 'kind', 'age'.*'ages'\?"),
+        (
+            {"kind": KIND, "ages": AGE},
+            r"dict of 'kind', 'ages'.*outputs 'age', 'kind'.*did you mean 'ages'",
+        ),
         ({"kind": KIND}, "dict of 'kind', and the model has the outputs 'age', 'kind'"),
         ({"kind": KIND, "age": AGE, "more": AGE}, "dict of 'kind', 'age', 'more'"),
         (KIND, "one array, and the model has the outputs 'age', 'kind'"),

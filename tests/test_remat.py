@@ -40,6 +40,7 @@ def test_a_step_is_the_same(name):
     plain, again = pair(name)
     x, y = data(plain)
     for model in (plain, again):
+        keras.utils.set_random_seed(3)  # PyTorch draws dropout from its own state
         model.fit(x, y, epochs=2, batch_size=4, shuffle=False, verbose=0)
     seeds = [v for v in plain.variables if "seed" in v.path]
     assert name in ("ViT",) or seeds

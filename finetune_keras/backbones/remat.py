@@ -81,7 +81,11 @@ class _Recomputed:
                 self._inside = False
             return outputs, [scope.get_current_value(v) for v in states]
 
-        values = _private.uncast(variables)
+        # Copies of the states: PyTorch assigns in place, and the second time needs the old ones.
+        values = [
+            value if id(v) in learning else keras.ops.copy(value)
+            for v, value in zip(variables, _private.uncast(variables), strict=True)
+        ]
         outputs, moved = keras.remat(pure)(values, *(flat[i] for i in at))
         for variable, value in zip(states, moved, strict=True):
             if value is not None:

@@ -59,7 +59,7 @@ def _sizes(model: keras.Model) -> dict[int, float]:
     large[_axes()] = [_LARGE, _LARGE]
     try:
         tensors = graph.replay(model, keras.Input(batch_shape=large, dtype=own.dtype))
-    except ValueError:
+    except Exception:  # each backend has its own
         large = list(own.shape)  # a layer in it wants the one size
         tensors = graph.replay(model, own)
     padded = {
