@@ -17,7 +17,12 @@ lines, label, tab, text:
     python examples/bert_strings.py --preset bert_base_en_uncased --data FILE.tsv --epochs 3
 
 A folder of Hugging Face works too (``--preset FOLDER``; it needs ``safetensors``). A sentence
-encoder has no trained pooler: ``--pooling mean``.
+encoder has no trained pooler: ``--pooling mean``. At 1e-5 a new last layer needs thousands of
+steps; all-MiniLM-L6-v2 on 500 messages of the SMS Spam Collection, 100 of them held out, with
+``--rows 500 --length 48 --epochs 3 --learning-rate 1e-4 --pooling mean``:
+
+    100 texts held out: 98.0% right, loss 0.108
+    (always the commonest label: 89.0%)
 """
 
 import argparse

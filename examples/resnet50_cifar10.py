@@ -7,8 +7,8 @@ with, are in its graph and in its file. SGD at 0.001 with momentum 0.9 trains th
 
 Without flags it is a rehearsal of about 17 seconds on one core: random weights, 160 made images of
 ten colours, enlarged to 64x64. The network then sees colours at best, and the rate is not made for
-features of this scale. It ends, with seed 0 on TensorFlow, with ``check`` finding nothing before the
-training, five predictions by name, and
+features of this scale. It ends, with seed 0 on TensorFlow, with ``check`` finding nothing before
+the training, five predictions by name, and
 
     test images: 60.0% right, loss 4.18
 
