@@ -97,6 +97,18 @@ def test_the_users_own_layer_or_another_familys_preprocessing():
     same(backbone(own, preprocessing="mobilenetv2").model(x), own(x / 127.5 - 1), atol=1e-5)
 
 
+def test_a_layer_before_the_networks_own_preprocessing():
+    enlarge = keras.layers.Resizing(48, 48)
+    kept = backbone("resnet50", weights=None)
+    base = backbone(kept, preprocessing=[enlarge, "auto"])
+    x, _ = images()
+    wanted = kept.model(enlarge(x), training=False)
+    assert x.shape[1] < 48
+    same(base.model(x, training=False), wanted, atol=1e-5)
+    named = backbone(kept.network, preprocessing=[enlarge, "resnet50"])
+    same(named.model(x, training=False), wanted, atol=1e-5)
+
+
 def test_any_input_shape_and_other_channel_counts():
     base = backbone("mobilenetv2", weights=None, alpha=0.35)
     assert base.model.input_shape == (None, None, None, 3)
@@ -360,6 +372,11 @@ def test_imagenet_without_network_names_the_file_and_the_argument(offline):
         (lambda d: backbone(residual(), cut_at=5), SelectionError, "given 5"),
         (lambda d: backbone(d / "torn.h5"), WeightsError, "neither a .keras archive nor"),
         (lambda d: backbone(residual(), preprocessing=3), TypeError, "given 3"),
+        (
+            lambda d: backbone(residual(), preprocessing=["auto", None]),
+            TypeError,
+            "a list of these; given None",
+        ),
         (
             lambda d: backbone(residual(), preprocessing="resnet"),
             ValueError,

@@ -410,3 +410,9 @@ def test_bad_arguments_of_the_other_heads_name_the_fix(call, message):
     with pytest.raises(HeadError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+def test_features_in_a_dict_are_refused_with_a_key_to_cut_at():
+    features = {"sequence_output": keras.Input((5, 8)), "pooled_output": keras.Input((8,))}
+    with pytest.raises(HeadError, match=r"cut_at='sequence_output'\), or the name"):
+        heads.Classification(2)(features)

@@ -59,7 +59,11 @@ def backbone(
             that the input is raw RGB from 0 to 255 (for files and models of your own nothing is
             known, and nothing is added). ``None`` adds nothing, for pipelines that call the
             family's ``preprocess_input`` themselves. Otherwise the name of an architecture whose
-            preprocessing to use, a Keras layer, or a list of them.
+            preprocessing to use, a Keras layer, or a list of these: ``[keras.layers.Resizing(224,
+            224), "auto"]`` enlarges small images in the graph and then does what the weights
+            need (leave ``input_shape`` out: it would be the size before resizing too). Call such
+            a model as ``model(x, training=False)``: Keras' image layers put all that follows them
+            into training mode where nothing is said (``fit`` and ``predict`` say it).
         dtype: what the network computes in: a Keras policy such as ``"mixed_bfloat16"``, or
             ``"auto"`` for that on a GPU or TPU that has it; ``None`` leaves it as it is. The
             layers and variables are then new ones, of a model of your own too. Preprocessing
@@ -198,21 +202,27 @@ def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone
 def _preprocessed(made: Backbone, wanted: Any) -> Backbone:
     if isinstance(wanted, str) and wanted == "auto":
         return made
-    if wanted is None:
-        steps: tuple = ()
-    elif isinstance(wanted, str):
-        name = applications.tidy(wanted)
-        if name not in applications.names():
-            raise ValueError(
-                f"unknown preprocessing={wanted!r}; {nearest(name, applications.names())}"
-            )
-        axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+    steps: list = []
+    if wanted is not None:
+        listed = isinstance(wanted, list | tuple)
+        for part in wanted if listed else [wanted]:
+            steps += _steps(made, part)
         _one_input(made.network, wanted)
-        steps = applications.preprocess(name, made.network.inputs[0].shape[axis])
-    else:
-        steps = preprocessing.checked(wanted)
-        _one_input(made.network, wanted)
-    return dataclasses.replace(made, preprocessing=steps)
+    return dataclasses.replace(made, preprocessing=tuple(steps))
+
+
+def _steps(made: Backbone, wanted: Any) -> tuple:
+    if not isinstance(wanted, str):
+        return (preprocessing.checked(wanted),)
+    name = applications.tidy(wanted)
+    if name == "auto":
+        return made.preprocessing
+    known = applications.names()
+    if name not in known:
+        raise ValueError(f"unknown preprocessing={wanted!r}; {nearest(name, [*known, 'auto'])}")
+    _one_input(made.network, wanted)
+    axis = -1 if keras.config.image_data_format() == "channels_last" else 1
+    return applications.preprocess(name, made.network.inputs[0].shape[axis])
 
 
 def _one_input(network: keras.Model, wanted: Any) -> None:

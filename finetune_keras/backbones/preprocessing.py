@@ -78,13 +78,11 @@ def reverse_channels(x):
     return keras.ops.flip(x, -1 if keras.config.image_data_format() == "channels_last" else 1)
 
 
-def checked(preprocessing: Any) -> tuple[Callable[[Any], Any], ...]:
-    """The user's own preprocessing: a layer, or a list of layers."""
-    steps = preprocessing if isinstance(preprocessing, list | tuple) else [preprocessing]
-    for step in steps:
-        if not isinstance(step, keras.layers.Layer):
-            raise TypeError(
-                "preprocessing= takes 'auto', None, the name of an architecture whose "
-                f"preprocessing to use, or Keras layers; given {step!r}"
-            )
-    return tuple(steps)
+def checked(step: Any) -> Callable[[Any], Any]:
+    """The user's own preprocessing: a layer."""
+    if not isinstance(step, keras.layers.Layer):
+        raise TypeError(
+            "preprocessing= takes 'auto', None, the name of an architecture whose preprocessing "
+            f"to use, a Keras layer, or a list of these; given {step!r}"
+        )
+    return step

@@ -120,7 +120,7 @@ def check_features(features: Any, head: Head) -> None:
         raise HeadError(
             f"{kind} takes one tensor of features, and the backbone gives a dict of "
             f"{', '.join(map(repr, features))}: choose one with "
-            f"backbone(..., cut_at=<name of the layer that makes it>)"
+            f"backbone(..., cut_at={next(iter(features))!r}), or the name of a layer"
         )
     if isinstance(features, list | tuple):
         raise HeadError(
