@@ -286,3 +286,28 @@ def test_a_layer_that_chains_blocks_is_opened_and_computes_the_same():
 def test_a_layer_that_does_more_than_chain_stays_one_block():
     inputs = keras.Input((4,))
     assert names(keras.Model(inputs, Chain(twist=True, name="whole")(inputs))) == ["whole"]
+
+
+def test_layers_that_run_again_are_no_deeper_block():
+    shared = Block(name="again")
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(4, name="first")(x)
+    for _ in range(3):
+        x = shared(x)
+    model = keras.Model(inputs, x)
+    assert [[u.layer.name for u in b.units[::2]] for b in blocks.blocks(model)] == [
+        ["first"],
+        ["a", "b"],
+    ]
+    assert [b.index for b in blocks.blocks(model)] == [0, 1]
+    assert {u.layer.name for u in select.resolve(model, select.blocks(-1))} == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOv3", "ALBERT"])
+def test_each_name_of_a_block_is_one_that_selectors_take(name):
+    base = backbone(zoo.KERAS_HUB[name](), cut_at="sequence_output" if name == "ALBERT" else None)
+    before = set()
+    for block in base.blocks:
+        assert block.units
+        before |= {u.path for u in block.units}
+        assert {u.path for u in select.resolve(base.network, select.up_to(block.name))} == before
