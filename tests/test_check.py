@@ -780,3 +780,13 @@ def test_a_sample_of_arrays_is_from_all_over():
     assert drawn.inputs[:, 0].tolist() == [0, 142, 285, 428, 570, 713, 856, 999]
     assert drawn.batch_y.tolist() == drawn.x[:, 0].tolist()
     assert len(drawn.x) == 4
+
+
+def test_missing_labels_are_labels_where_the_head_allows_them():
+    head = heads.Multi({"kind": heads.Classification(3), "age": heads.Regression()}, missing=True)
+    y = {"kind": np.array([0, -1, 2, 1] * 3), "age": np.array([1.0, np.nan, 3.0, 4.0] * 3)}
+    x, _ = images(12)
+    model = ftk.build(residual(), head, freeze=ftk.select.backbone())
+    assert "labels" not in [f.code for f in ftk.check(model, (x, y))]
+    for wrong in ({**y, "kind": y["kind"] + 2}, {**y, "age": y["age"] * np.inf}):
+        assert "labels" in [f.code for f in ftk.check(model, (x, wrong))]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_keras.check.findings import Finding
+from finetune_keras.heads.missing import KnownLoss
 from finetune_keras.outputs import Output
 
 __all__ = ["class_order", "counts", "labels"]
@@ -43,6 +44,9 @@ def _wrong(output: Output, y, shape: tuple) -> Iterator[tuple[str, str]]:
             "map them by position, [class_names.index(label) for label in y]",
         )
         return
+    if output.loss is not None and isinstance(output.loss.function, KnownLoss):
+        # A missing label is one like any other; 0 is a label of every kind.
+        y = np.where((y == -1) & (output.kind != "regression") | (y != y), 0, y)
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         bad = int((~np.isfinite(y)).sum())
         yield (
