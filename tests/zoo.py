@@ -166,7 +166,8 @@ def _cspnet():
         stackwise_depth=[1, 2],
         stackwise_strides=[1, 2],
         stackwise_num_filters=[16, 32],
-        block_type="dark",
+        block_type="dark_block",
+        stage_type="dark",
         image_shape=(32, 32, 3),
     )
 
