@@ -3,7 +3,7 @@
     KERAS_BACKEND=tensorflow python scripts/contracts_table.py    # docs/works/tensorflow.json
     KERAS_BACKEND=jax python scripts/contracts_table.py
     KERAS_BACKEND=torch python scripts/contracts_table.py
-    python scripts/contracts_table.py --page                      # docs/works.md from the three
+    python scripts/contracts_table.py --page                      # docs/works.md from those there are
 
 Names of networks after it hold those again and keep the rest of the file; ``heads`` means the
 heads. Takes about five minutes for each backend on two cores.
@@ -114,7 +114,8 @@ def _escaped(text: str) -> str:
 
 def page() -> str:
     """`docs/works.md`, from the files of the backends."""
-    found = [json.loads((WORKS / f"{b}.json").read_text()) for b in BACKENDS]
+    paths = [WORKS / f"{b}.json" for b in BACKENDS]
+    found = [json.loads(p.read_text()) for p in paths if p.exists()]
     notes = _Notes()
     first = found[0]
     lines = [
