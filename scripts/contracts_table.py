@@ -3,10 +3,11 @@
     KERAS_BACKEND=tensorflow python scripts/contracts_table.py    # docs/works/tensorflow.json
     KERAS_BACKEND=jax python scripts/contracts_table.py
     KERAS_BACKEND=torch python scripts/contracts_table.py
-    python scripts/contracts_table.py --page                      # docs/works.md from those there are
+    python scripts/contracts_table.py --page                      # docs/works.md
 
 Names of networks after it hold those again and keep the rest of the file; ``heads`` means the
-heads. Takes about five minutes for each backend on two cores.
+heads. Takes some five minutes for each backend on two idle cores. The page shows the backends that have
+a file.
 """
 
 from __future__ import annotations
