@@ -69,6 +69,8 @@ BIG = {
     "efficientnetv2b0",
     "inceptionresnetv2",
     "inceptionv3",
+    "mobilenetv2",
+    "mobilenetv3small",
     "nasnetmobile",
     "resnet50v2",
     "xception",
@@ -139,7 +141,8 @@ def _hub(name: str) -> Network:
         base = backbone(whole, cut_at=cut)
         return base, features
 
-    return Network(name, "KerasHub", make, top=49.0 if _reads_tokens(name) else 1.0)
+    mark = "big" if name in ("MobileNet", "MiT", "Swin", "T5", "HGNetV2") else ""
+    return Network(name, "KerasHub", make, mark, top=49.0 if _reads_tokens(name) else 1.0)
 
 
 def _reads_tokens(name: str) -> bool:

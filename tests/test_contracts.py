@@ -58,9 +58,18 @@ def test_every_backbone(network, contract):
     held(found, printed().get("networks", {}).get(network, {}).get(contract))
 
 
-@pytest.mark.parametrize("contract", head_contracts.CONTRACTS)
-@pytest.mark.parametrize("shape", head_contracts.SHAPES)
-@pytest.mark.parametrize("case", head_contracts.CASES)
+def head_cases():
+    for case in head_contracts.CASES.values():
+        for shape in head_contracts.SHAPES:
+            for name in head_contracts.CONTRACTS:
+                slow = case.kind != "head" and name not in ("learns", "file")
+                marks = pytest.mark.slow if slow else ()
+                yield pytest.param(
+                    case.name, shape, name, id=f"{case.name}-{shape}-{name}", marks=marks
+                )
+
+
+@pytest.mark.parametrize(("case", "shape", "contract"), list(head_cases()))
 def test_every_head(case, shape, contract):
     found = contracts.run(contract, head_contracts.trial(case, shape), head_contracts.CONTRACTS)
     held(found, printed().get("heads", {}).get(case, {}).get(shape, {}).get(contract))
