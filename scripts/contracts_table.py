@@ -6,8 +6,7 @@
     python scripts/contracts_table.py --page                      # docs/works.md
 
 Names of networks after it hold those again and keep the rest of the file; ``heads`` means the
-heads. Takes some five minutes for each backend on two idle cores. The page shows the backends that have
-a file.
+heads. Takes minutes for each backend. The page shows the backends that have a file.
 """
 
 from __future__ import annotations

@@ -141,7 +141,15 @@ def _hub(name: str) -> Network:
         base = backbone(whole, cut_at=cut)
         return base, features
 
-    mark = "big" if name in ("MobileNet", "MiT", "Swin", "T5", "HGNetV2") else ""
+    mark = (
+        "big"
+        if name
+        in (
+            *("MobileNet", "MiT", "Swin", "T5", "HGNetV2", "DeiT", "DINOv3", "CSPNet", "ResNet-vd"),
+            *("XLM-R", "DistilBERT", "ELECTRA", "Xception"),
+        )
+        else ""
+    )
     return Network(name, "KerasHub", make, mark, top=49.0 if _reads_tokens(name) else 1.0)
 
 
