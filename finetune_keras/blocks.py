@@ -66,7 +66,8 @@ def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
     result = []
     taken: set[int] = set()
     paths = [call.path for call in seen.calls]
-    for index, chunk in enumerate(depth.cut(seen, head)):
+    for chunk in depth.cut(seen, head):
+        index = len(result)
         units = []
         for i in chunk:
             for unit in seen.calls[i].units:
@@ -75,6 +76,9 @@ def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
                     units.append(unit)
         end = _end(seen, chunk)
         before = [i for i in chunk if i <= end]
+        if not units and result:  # the same layers once more, as in ALBERT: no deeper weights
+            last = result.pop()
+            index, units, chunk = last.index, list(last.units), [*last.calls, *chunk]
         named = [i for i in before if isinstance(seen.calls[i].op, keras.layers.Layer)]
         name = _short(paths[named[-1] if named else end], paths)
         result.append(Block(index, name, tuple(chunk), tuple(units), seen.calls[end].outputs[0]))
@@ -85,6 +89,9 @@ def _end(seen: graph.Opened, chunk: list[int]) -> int:
     """The call in which a block ends; of several side by side the one that most comes before."""
     read = {t for i in chunk for t in seen.calls[i].inputs}
     ends = [i for i in chunk if not read.intersection(seen.calls[i].outputs)]
+    # A table of angles, as of rotary positions, has no weights before it.
+    weighted = [i for i in ends if any(seen.calls[j].units for j in graph.ancestors(seen, [i]))]
+    ends = weighted or ends
     if len(ends) == 1:
         return ends[0]
     return max(ends, key=lambda i: (len(graph.ancestors(seen, [i])), i))

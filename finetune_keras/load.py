@@ -71,6 +71,7 @@ def _load(path: Path, custom_objects: dict | None) -> keras.Model:
         _compile_as_saved(model, path, custom_objects)
         return model
     units = graph.opened(model).units
+    found = record.placed(found, units)
     frozen = set(found.frozen)
     off = {id(u.variable) for u in units if u.path in frozen}
     flags.put(model, units, flags.on(units, model) - off)

@@ -12,14 +12,14 @@ import base64
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 
 from finetune_keras import flags, graph, parts
 from finetune_keras.optimizers import innermost, newcomers
 
-__all__ = ["Output", "Record", "layer", "read", "refresh"]
+__all__ = ["Output", "Record", "layer", "placed", "read", "refresh"]
 
 _PREFIX = f"{parts.HEAD}record_"
 _LIMIT = 4 << 20  # bytes of JSON; a file cannot make us inflate more
@@ -58,12 +58,16 @@ class Record:
             variables of a layer, and layers inside a layer.
         newcomers: for each later thaw the optimizer's step at that time and the paths of the
             variables that joined.
+        places: where each of the paths in ``frozen``, then of those in ``newcomers``, stands among
+            the variables of the graph: some networks of KerasHub number their layers anew
+            whenever they are made, and their paths then mean others.
     """
 
     origin: str = ""
     outputs: tuple[Output, ...] = ()
     frozen: tuple[str, ...] = ()
     newcomers: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    places: tuple[int, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,6 +99,7 @@ def _decode(name: str) -> Record | None:
             outputs=tuple(map(_output, fields["outputs"])),
             frozen=tuple(map(str, fields["frozen"])),
             newcomers=tuple((int(n), tuple(map(str, p))) for n, p in fields["newcomers"]),
+            places=tuple(map(int, fields.get("places", ()))),
         )
     except (ValueError, KeyError, TypeError, zlib.error):
         return None  # not one of ours, or of a version that this one cannot read
@@ -157,9 +162,26 @@ def refresh(model: keras.Model) -> None:
             (g.since, tuple(paths[id(v)] for v in g.variables if id(v) in paths))
             for g in newcomers.groups(innermost(model.optimizer))
         )
-    new = dataclasses.replace(old, frozen=_not_in_file(model, units), newcomers=joined)
+    frozen = _not_in_file(model, units)
+    order = {u.path: i for i, u in enumerate(units)}
+    listed = (*frozen, *(p for _, paths in joined for p in paths))
+    places = tuple(order[p] for p in listed)
+    new = dataclasses.replace(old, frozen=frozen, newcomers=joined, places=places)
     if new != old:
         found.name = _encode(new)
+
+
+def placed(record: Record, units: Sequence[graph.Unit]) -> Record:
+    """The record with the paths that its variables have in this model."""
+    listed = (*record.frozen, *(p for _, paths in record.newcomers for p in paths))
+    if len(record.places) != len(listed) or any(not 0 <= i < len(units) for i in record.places):
+        return record  # of a file from before places
+    paths = iter([units[i].path for i in record.places])
+    return dataclasses.replace(
+        record,
+        frozen=tuple(next(paths) for _ in record.frozen),
+        newcomers=tuple((n, tuple(next(paths) for _ in group)) for n, group in record.newcomers),
+    )
 
 
 def _not_in_file(model: keras.Model, units) -> tuple[str, ...]:

@@ -263,7 +263,11 @@ def _find(name: str, p: parts.Parts) -> list[int]:
         owner = next((q for q in _prefixes(path) if q in paths), None)
         if path not in paths and owner is not None and isinstance(layer, keras.layers.Layer):
             paths[path] = paths[owner]
-    hits = [q for q in paths if q == name] or [q for q in paths if q.endswith(f"/{name}")]
+    own = {q for q in paths if q.endswith(f"/{name}")}
+    ops = {c.path for c in calls}
+    # A call of the graph comes before the layers that a layer holds: a block is named by one.
+    hits = [q for q in paths if q == name] or [q for q in paths if q in own & ops]
+    hits = hits or [q for q in paths if q in own]
     if len(hits) > 1:
         raise SelectionError(f"{name!r} is ambiguous: give one of {', '.join(map(repr, hits))}")
     if not hits and name in _input_names(p.model):

@@ -108,8 +108,12 @@ def tensors(structure: Any) -> list[keras.KerasTensor]:
     return [t for t in keras.tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
 
 
-def inside(step: Step) -> tuple[Tape, list[keras.KerasTensor]] | None:
+def inside(step: Step, chains: bool = True) -> tuple[Tape, list[keras.KerasTensor]] | None:
     """What a call computes where that can be listed: of a nested model, or of a chain of layers.
+
+    Args:
+        step: the call.
+        chains: whether to look into chains of layers too.
 
     Returns:
         The tape of what was called, and the tensors of ``step`` that are its inputs, in the order
@@ -117,7 +121,7 @@ def inside(step: Step) -> tuple[Tape, list[keras.KerasTensor]] | None:
     """
     if is_functional(step.op):
         return tape(step.op), given(step.op, step.args, step.kwargs)
-    found = _chain(step)
+    found = _chain(step) if chains else None
     return None if found is None else (found, tensors((step.args, step.kwargs)))
 
 

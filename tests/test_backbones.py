@@ -478,3 +478,33 @@ def test_weights_with_a_classifier_name_the_way_to_use_them(tmp_path):
     base = backbone(whole, preprocessing="mobilenet")
     assert base.network.output_shape[-1] == 256
     assert "conv_preds" in base.dropped
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "EfficientNet", "VGG"])
+def test_networks_that_keep_a_dtype_from_their_layers_are_made_by_layer(name):
+    import zoo
+
+    base = backbone(zoo.KERAS_HUB[name]())
+    half = backbone(base, dtype="mixed_bfloat16")
+    assert half.network.outputs[0].dtype == "bfloat16"
+    assert base.network.outputs[0].dtype == "float32"
+    assert {x.dtype_policy.name for x in half.network.layers if x.weights} == {"mixed_bfloat16"}
+    mine, theirs = half.network.get_weights(), base.network.get_weights()
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["BERT", "ALBERT"])
+def test_a_network_cut_at_one_of_its_outputs_takes_a_dtype(name):
+    import zoo
+
+    base = backbone(zoo.KERAS_HUB[name](), cut_at="sequence_output", dtype="mixed_bfloat16")
+    assert base.network.outputs[0].dtype == "bfloat16"
+
+
+def test_other_channels_are_refused_in_one_line_where_a_layer_has_no_config():
+    import zoo
+
+    with pytest.raises(ValueError, match=r"'patch_embedding' .* cannot be adapted") as raised:
+        backbone(zoo.KERAS_HUB["Swin"](), in_channels=1)
+    assert "\n" not in str(raised.value)

@@ -368,3 +368,27 @@ def test_a_random_stem_that_is_frozen_is_told_of():
             heads.Classification(2),
             freeze=select.backbone() & ~select.named("conv1_conv"),
         )
+
+
+def test_flags_come_back_to_networks_that_number_their_layers_anew(tmp_path):
+    import zoo
+
+    model = build(zoo.KERAS_HUB["VGG"](), heads.Classification(2), freeze=select.backbone())
+    thaw(model, select.blocks(-1))
+    model.save(tmp_path / "model.keras")
+    again = load(tmp_path / "model.keras")
+    assert [v.trainable for v in again.variables] == [v.trainable for v in model.variables]
+    assert len(record.read(again).frozen) == len(record.read(model).frozen) > 0
+    again.save(tmp_path / "twice.keras")
+    twice = load(tmp_path / "twice.keras")
+    assert [v.trainable for v in twice.variables] == [v.trainable for v in model.variables]
+
+
+def test_a_record_from_before_places_is_read_by_its_paths():
+    model = build(residual(), heads.Classification(3), freeze=select.backbone())
+    units = ftk.graph.opened(model).units
+    old = record.Record(frozen=(units[0].path,), newcomers=((3, (units[1].path,)),))
+    assert record.placed(old, units) == old
+    assert record.placed(record.Record(frozen=("gone/kernel",), places=(2,)), units).frozen == (
+        units[2].path,
+    )

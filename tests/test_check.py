@@ -826,3 +826,13 @@ def test_smoothed_and_weighted_losses_are_understood():
     )
     assert not [f for f in check(model, (PICTURES, KIND)) if f.code in ("labels", "activation")]
     assert [f.code for f in check(model, (PICTURES, KIND + 1)) if f.code == "labels"]
+
+
+def test_missing_labels_are_labels_where_the_head_allows_them():
+    head = heads.Multi({"kind": heads.Classification(3), "age": heads.Regression()}, missing=True)
+    y = {"kind": np.array([0, -1, 2, 1] * 3), "age": np.array([1.0, np.nan, 3.0, 4.0] * 3)}
+    x, _ = images(12)
+    model = ftk.build(residual(), head, freeze=ftk.select.backbone())
+    assert "labels" not in [f.code for f in ftk.check(model, (x, y))]
+    for wrong in ({**y, "kind": y["kind"] + 2}, {**y, "age": y["age"] * np.inf}):
+        assert "labels" in [f.code for f in ftk.check(model, (x, wrong))]

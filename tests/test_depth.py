@@ -118,7 +118,10 @@ def test_the_factors_of_one_convolution_are_one_block_and_cells_are_blocks(name,
     ],
 )
 def test_taps_by_stride(name, taps):
-    found = backbone(zoo.KERAS_HUB[name]()).taps
+    base = backbone(zoo.KERAS_HUB[name]())
+    found = base.taps
+    if found:
+        assert keras.Model(base.model.inputs, found).output_shape.keys() == found.keys()
     assert {stride: t.shape[1] for stride, t in found.items()} == taps
 
 
@@ -286,3 +289,28 @@ def test_a_layer_that_chains_blocks_is_opened_and_computes_the_same():
 def test_a_layer_that_does_more_than_chain_stays_one_block():
     inputs = keras.Input((4,))
     assert names(keras.Model(inputs, Chain(twist=True, name="whole")(inputs))) == ["whole"]
+
+
+def test_layers_that_run_again_are_no_deeper_block():
+    shared = Block(name="again")
+    x = inputs = keras.Input((4,))
+    x = layers.Dense(4, name="first")(x)
+    for _ in range(3):
+        x = shared(x)
+    model = keras.Model(inputs, x)
+    assert [[u.layer.name for u in b.units[::2]] for b in blocks.blocks(model)] == [
+        ["first"],
+        ["a", "b"],
+    ]
+    assert [b.index for b in blocks.blocks(model)] == [0, 1]
+    assert {u.layer.name for u in select.resolve(model, select.blocks(-1))} == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["ViT", "DINOv3", "ALBERT"])
+def test_each_name_of_a_block_is_one_that_selectors_take(name):
+    base = backbone(zoo.KERAS_HUB[name](), cut_at="sequence_output" if name == "ALBERT" else None)
+    before = set()
+    for block in base.blocks:
+        assert block.units
+        before |= {u.path for u in block.units}
+        assert {u.path for u in select.resolve(base.network, select.up_to(block.name))} == before

@@ -112,18 +112,116 @@ def _swin():
     )
 
 
-def _text(name: str):
+def _deit():
+    import keras_hub
+
+    return keras_hub.models.DeiTBackbone(
+        image_shape=(32, 32, 3),
+        patch_size=8,
+        num_layers=3,
+        num_heads=2,
+        hidden_dim=16,
+        intermediate_dim=32,
+    )
+
+
+def _dinov3():
+    import keras_hub
+
+    return keras_hub.models.DINOV3Backbone(
+        patch_size=8,
+        num_layers=3,
+        hidden_dim=16,
+        num_heads=2,
+        intermediate_dim=32,
+        num_register_tokens=2,
+        use_mask_token=False,
+        image_shape=(32, 32, 3),
+    )
+
+
+def _mit():
+    import keras_hub
+
+    return keras_hub.models.MiTBackbone(
+        layerwise_depths=[2, 2],
+        num_layers=2,
+        layerwise_num_heads=[1, 2],
+        layerwise_sr_ratios=[2, 1],
+        max_drop_path_rate=0.0,
+        layerwise_patch_sizes=[7, 3],
+        layerwise_strides=[4, 2],
+        image_shape=(32, 32, 3),
+        hidden_dims=[8, 16],
+    )
+
+
+def _cspnet():
+    import keras_hub
+
+    return keras_hub.models.CSPNetBackbone(
+        stem_filters=8,
+        stem_kernel_size=3,
+        stem_strides=2,
+        stackwise_depth=[1, 2],
+        stackwise_strides=[1, 2],
+        stackwise_num_filters=[16, 32],
+        block_type="dark_block",
+        stage_type="dark",
+        image_shape=(32, 32, 3),
+    )
+
+
+def _hgnetv2():
+    import keras_hub
+
+    return keras_hub.models.HGNetV2Backbone(
+        depths=[1, 2],
+        embedding_size=8,
+        hidden_sizes=[16, 32],
+        stem_channels=[3, 8, 8],
+        hidden_act="relu",
+        use_learnable_affine_block=False,
+        stackwise_stage_filters=[(8, 8, 16, 1, 1, 3), (16, 8, 32, 2, 1, 3)],
+        apply_downsample=[False, True],
+        use_lightweight_conv_block=[False, False],
+        image_shape=(32, 32, 3),
+    )
+
+
+def _vgg():
+    import keras_hub
+
+    return keras_hub.models.VGGBackbone(
+        stackwise_num_repeats=[1, 2], stackwise_num_filters=[8, 16], image_shape=(32, 32, 3)
+    )
+
+
+def _xception():
+    import keras_hub
+
+    return keras_hub.models.XceptionBackbone(
+        stackwise_conv_filters=[[8, 8], [16, 16], [24, 24]],
+        stackwise_pooling=[True, True, False],
+        image_shape=(64, 64, 3),
+    )
+
+
+def _text(name: str, **more):
     def make():
         import keras_hub
 
-        return getattr(keras_hub.models, name)(
-            vocabulary_size=50,
-            num_layers=3,
-            num_heads=2,
-            hidden_dim=8,
-            intermediate_dim=16,
-            max_sequence_length=12,
-        )
+        arguments = {
+            "vocabulary_size": 50,
+            "num_layers": 3,
+            "num_heads": 2,
+            "hidden_dim": 8,
+            "intermediate_dim": 16,
+            "max_sequence_length": 12,
+            **more,
+        }
+        arguments = {k: v for k, v in arguments.items() if v is not None}
+        return getattr(keras_hub.models, name)(**arguments)
 
     return make
 
@@ -163,8 +261,21 @@ KERAS_HUB: dict[str, Callable[[], keras.Model]] = {
     "ViT": _vit,
     "DINOv2": _dinov2,
     "Swin": _swin,
+    "DeiT": _deit,
+    "DINOv3": _dinov3,
+    "MiT": _mit,
+    "CSPNet": _cspnet,
+    "HGNetV2": _hgnetv2,
+    "VGG": _vgg,
+    "Xception": _xception,
     "BERT": _text("BertBackbone"),
     "RoBERTa": _text("RobertaBackbone"),
+    "XLM-R": _text("XLMRobertaBackbone"),
+    "DistilBERT": _text("DistilBertBackbone"),
+    "ALBERT": _text("AlbertBackbone", embedding_dim=4),
+    "ELECTRA": _text("ElectraBackbone", vocabulary_size=None, vocab_size=50, embedding_dim=8),
+    "DeBERTa v3": _text("DebertaV3Backbone", bucket_size=6),
+    "GPT-2": _text("GPT2Backbone"),
     "T5": _t5,
     "Whisper": _whisper,
 }

@@ -156,7 +156,6 @@ def _averaged(
     """A layer that treats all channels as ``layer`` does on the average, and the values for its
     weights once it is built; the layer itself where it treats all alike.
     """
-    config = layer.get_config()
 
     def value(v) -> np.ndarray:
         return np.asarray(keras.ops.convert_to_numpy(v))
@@ -167,9 +166,11 @@ def _averaged(
     if isinstance(layer, keras.layers.Rescaling):
         if not (np.ndim(layer.scale) or np.ndim(layer.offset)):
             return layer, None
+        config = layer.get_config()
         config |= {k: float(np.mean(getattr(layer, k))) for k in ("scale", "offset")}
         return type(layer).from_config(config), None
     if isinstance(layer, keras.layers.Normalization):
+        config = layer.get_config()
         if config["mean"] is not None:
             if np.ndim(config["mean"]):
                 config |= {k: mean(config[k]).tolist() for k in ("mean", "variance")}
@@ -177,11 +178,11 @@ def _averaged(
         values = [mean(w) if len(w.shape) else value(w) for w in layer.weights]
         return type(layer).from_config(config), values
     if isinstance(layer, keras.layers.BatchNormalization):
-        return type(layer).from_config(config), [mean(w) for w in layer.weights]
+        return type(layer).from_config(layer.get_config()), [mean(w) for w in layer.weights]
     if isinstance(layer, keras.layers.DepthwiseConv2D) and layer.depth_multiplier == 1:
         axes = [-2 if len(w.shape) > 1 else -1 for w in layer.weights]
         values = [mean(w, axis) for w, axis in zip(layer.weights, axes, strict=True)]
-        return type(layer).from_config(config), values
+        return type(layer).from_config(layer.get_config()), values
     return layer, None
 
 

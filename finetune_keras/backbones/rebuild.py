@@ -42,6 +42,8 @@ def rebuilt(network: keras.Model, *, dtype: str | None = None) -> keras.Model:
     return made
 
 
+# A symbolic tensor in the config of a nested model has a dtype and no policy.
+_KEPT = ("Rescaling", "Normalization", "InputLayer", "__keras_tensor__")
 _PIXELS = keras.layers.Rescaling | keras.layers.Normalization | keras.layers.InputLayer
 
 
@@ -50,7 +52,10 @@ def _made_again(network: keras.Model, dtype: str | None) -> keras.Model:
         # A class with a constructor of its own, as all backbones of KerasHub: its layers may not
         # be made from their configs one by one.
         config = network.get_config()
-        return type(network).from_config(config if dtype is None else _in_policy(config, dtype))
+        made = type(network).from_config(config if dtype is None else _in_policy(config, dtype))
+        if dtype is None or _computes_in(made, dtype):
+            return made
+        # DenseNet and EfficientNet of KerasHub, among others, do not tell their layers.
 
     def remade(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
@@ -59,6 +64,12 @@ def _made_again(network: keras.Model, dtype: str | None) -> keras.Model:
         return type(layer).from_config(config)
 
     return keras.models.clone_model(_bare(network), clone_function=remade)
+
+
+def _computes_in(network: keras.Model, dtype: str) -> bool:
+    """Whether any layer that has weights follows the policy."""
+    layers = {id(u.layer): u.layer for u in graph.opened(network).units}.values()
+    return any(x.dtype_policy.name == dtype for x in layers if not isinstance(x, _PIXELS))
 
 
 def _bare(network: keras.Model) -> keras.Model:
@@ -73,7 +84,7 @@ def _bare(network: keras.Model) -> keras.Model:
 def _in_policy(config: Any, dtype: str, inside: str = "") -> Any:
     """A layer's config with another dtype policy, those of the layers that it holds too."""
     if isinstance(config, dict):
-        if config.get("class_name") in ("Rescaling", "Normalization", "InputLayer"):
+        if config.get("class_name") in _KEPT:
             return config
         if config.get("class_name") == "DTypePolicy":
             return precision.serialized(dtype)

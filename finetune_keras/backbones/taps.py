@@ -16,13 +16,14 @@ _LARGE = 512  # on small images unpadded convolutions blur the ratios of sizes
 def taps(model: keras.Model) -> dict[str, keras.KerasTensor]:
     """``{"S4": tensor, ...}``, finest first; empty unless ``model`` takes one image.
 
-    Only the ends of blocks are taken, and tensors through which all passes that the rest reads.
+    Layers that hold layers stay closed here, since the names inside two of them may be the same,
+    and a ``keras.Model`` on the taps would refuse that. Only the ends of blocks are taken, and tensors through which all passes that the rest reads.
     """
     if not graph.is_functional(model) or len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
         return {}
     sizes = _sizes(model)
-    tensors = graph.replay(model, model.inputs[0])
-    seen = graph.opened(model)
+    tensors = graph.replay(model, model.inputs[0], chains=False)
+    seen = graph.opened(model, chains=False)
     ends = {block.output for block in blocks.blocks_of(seen, frozenset())}
     waists = {call.outputs[0] for call in blocks.waists(seen)}
     found: dict[int, keras.KerasTensor] = {}
@@ -58,13 +59,13 @@ def _sizes(model: keras.Model) -> dict[int, float]:
     large = list(own.shape)
     large[_axes()] = [_LARGE, _LARGE]
     try:
-        tensors = graph.replay(model, keras.Input(batch_shape=large, dtype=own.dtype))
+        tensors = graph.replay(model, keras.Input(batch_shape=large, dtype=own.dtype), chains=False)
     except Exception:  # each backend has its own
         large = list(own.shape)  # a layer in it wants the one size
-        tensors = graph.replay(model, own)
+        tensors = graph.replay(model, own, chains=False)
     padded = {
         t
-        for call in graph.opened(model).calls
+        for call in graph.opened(model, chains=False).calls
         for t in call.outputs
         if isinstance(call.op, keras.layers.ZeroPadding2D) or type(call.op).__name__ == "Pad"
     }  # on its way to the next stride

@@ -26,8 +26,6 @@ def labels(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Findi
         shape: of a batch of predictions.
     """
     where = f"output {output.name!r}: " if output.name else ""
-    if y is not None and output.loss is not None and output.loss.missing:
-        y = np.where(_missing(y), np.zeros((), y.dtype), y)
     for message, fix in _wrong(output, y, shape):
         yield Finding("labels", where + message, fix)
 
@@ -61,8 +59,8 @@ def keys(found: list[Output], y: object) -> Iterator[Finding]:
         )
 
 
-def _missing(y: np.ndarray) -> np.ndarray:
-    return np.isnan(y) if y.dtype.kind == "f" and np.isnan(y).any() else y == -1
+def _missing(output: Output, y: np.ndarray) -> np.ndarray:
+    return np.isnan(y) | ((y == -1) & (output.kind != "regression"))
 
 
 def _wrong(output: Output, y, shape: tuple) -> Iterator[tuple[str, str]]:
@@ -79,6 +77,8 @@ def _wrong(output: Output, y, shape: tuple) -> Iterator[tuple[str, str]]:
             "map them by position, [class_names.index(label) for label in y]",
         )
         return
+    if output.loss is not None and output.loss.missing:
+        y = np.where(_missing(output, y), 0, y)  # 0 is a label of every kind
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         bad = int((~np.isfinite(y)).sum())
         yield (
@@ -258,7 +258,7 @@ def counts(output: Output, y: np.ndarray | None, shape: tuple) -> np.ndarray | N
     if y is None or y.dtype.kind not in "fiub":
         return None
     if output.loss is not None and output.loss.missing and y.ndim == 1:
-        y = y[~_missing(y)]
+        y = y[~_missing(output, y)]
     if family == "one-hot" and output.size > 1:
         return np.bincount(y.reshape(-1, y.shape[-1]).argmax(axis=-1), minlength=output.size)
     flat = y.reshape(-1)

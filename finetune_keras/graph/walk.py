@@ -100,11 +100,12 @@ class Opened:
     closed: bool = False
 
 
-def opened(model: keras.Model) -> Opened:
+def opened(model: keras.Model, *, chains: bool = True) -> Opened:
     """Lists all that ``model`` computes, nested models opened.
 
     Args:
         model: a built ``keras.Model``.
+        chains: whether to open layers that only call others, one after another, too.
 
     Raises:
         ValueError: if the model has no variables or inputs yet because it was never built.
@@ -119,7 +120,7 @@ def opened(model: keras.Model) -> Opened:
             f"the model {model.name!r} is not built: call it on a batch once, or give it an "
             "Input, so that its variables exist"
         )
-    return _Walk().run(model)
+    return _Walk(chains).run(model)
 
 
 def ancestors(seen: Opened, start: Iterable[int]) -> set[int]:
@@ -149,7 +150,8 @@ def descendants(seen: Opened, start: Iterable[int]) -> set[int]:
 class _Walk:
     """Numbers tensors and collects calls while descending into nested models."""
 
-    def __init__(self) -> None:
+    def __init__(self, chains: bool) -> None:
+        self.chains = chains
         self.calls: list[Call] = []
         self.shapes: list[tuple] = []
         self.units: dict[int, Unit] = {}
@@ -183,7 +185,7 @@ class _Walk:
         numbers = {id(t): n for t, n in zip(tensors(this.inputs), inputs, strict=True)}
         for step in this.steps:
             path = f"{prefix}{step.op.name}"
-            within = inside(step)
+            within = inside(step, self.chains)
             if within is not None:
                 self.layers.setdefault(id(step.op), (path, step.op))
                 inner, given = within
@@ -233,12 +235,13 @@ def _unique(names) -> list[str]:
     return result
 
 
-def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
+def replay(model: keras.Model, inputs: Any, *, chains: bool = True) -> list[keras.KerasTensor]:
     """Computes ``model`` on new inputs with nested models opened, and keeps every tensor.
 
     Args:
         model: a functional or sequential model.
         inputs: symbolic tensors in the structure of ``model.input``.
+        chains: as in `opened`.
 
     Returns:
         The tensors, numbered as in `opened`. The layers and variables are the model's own.
@@ -248,7 +251,7 @@ def replay(model: keras.Model, inputs: Any) -> list[keras.KerasTensor]:
     def run(this: Tape, given: list[keras.KerasTensor]) -> list[keras.KerasTensor]:
         now = {id(t): n for t, n in zip(tensors(this.inputs), given, strict=True)}
         for step in this.steps:
-            within = inside(step)
+            within = inside(step, chains)
             if within is not None:
                 inner, reads = within
                 made = run(inner, [now[id(t)] for t in reads])
