@@ -121,7 +121,7 @@ def test_taps_by_stride(name, taps):
     base = backbone(zoo.KERAS_HUB[name]())
     found = base.taps
     if found:
-        assert keras.Model(base.model.inputs, found).output_shape.keys() == found.keys()
+        assert keras.Model(base.model.inputs, found).output.keys() == found.keys()
     assert {stride: t.shape[1] for stride, t in found.items()} == taps
 
 

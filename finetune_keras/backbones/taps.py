@@ -17,7 +17,8 @@ def taps(model: keras.Model) -> dict[str, keras.KerasTensor]:
     """``{"S4": tensor, ...}``, finest first; empty unless ``model`` takes one image.
 
     Layers that hold layers stay closed here, since the names inside two of them may be the same,
-    and a ``keras.Model`` on the taps would refuse that. Only the ends of blocks are taken, and tensors through which all passes that the rest reads.
+    and a ``keras.Model`` on the taps would refuse that. Only the ends of blocks are taken, and
+    tensors through which all passes that the rest reads.
     """
     if not graph.is_functional(model) or len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
         return {}
