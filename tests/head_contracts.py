@@ -182,8 +182,8 @@ def trial(case: str, shape: str) -> Trial:
 
 
 def _each(t: Trial, given: Any) -> list[Any]:
-    """By output, in the order of the record."""
-    return list(given.values()) if isinstance(given, dict) else [given]
+    """By output, in the order of the record; that of a dict differs by backend."""
+    return [given[o.name] for o in t.case.head.outputs] if isinstance(given, dict) else [given]
 
 
 def guess(t: Trial) -> None:

@@ -43,10 +43,15 @@ def held(found: tuple[str, str], said: list | None) -> None:
 
 
 def cases():
+    """By default the costly contracts are held against the small networks, and against the larger
+    representatives on TensorFlow only, which compiles least.
+    """
+    few = keras.backend.backend() != "tensorflow"
     for network in NETWORKS.values():
         for name in contracts.CONTRACTS:
             cheap = name in contracts.CHEAP
             slow = network.mark == "slow" or (network.mark == "big" and not cheap)
+            slow = slow or (few and network.kind not in ("This package", "Your own") and not cheap)
             marks = pytest.mark.slow if slow else ()
             if network.mark != "slow" or cheap:
                 yield pytest.param(network.name, name, id=f"{network.name}-{name}", marks=marks)
