@@ -51,7 +51,7 @@ def cases():
         for name in contracts.CONTRACTS:
             cheap = name in contracts.CHEAP
             slow = network.mark == "slow" or (network.mark == "big" and not cheap)
-            slow = slow or (few and network.kind not in ("This package", "Your own") and not cheap)
+            slow = slow or (few and network.kind not in ("this package", "your own") and not cheap)
             marks = pytest.mark.slow if slow else ()
             if network.mark != "slow" or cheap:
                 yield pytest.param(network.name, name, id=f"{network.name}-{name}", marks=marks)
