@@ -38,16 +38,41 @@ def measure(only: list[str]) -> None:
 
     backend = keras.backend.backend()
     path = WORKS / f"{backend}.json"
-    found = json.loads(path.read_text()) if only and path.exists() else {}
-    rows = {**found.get("networks", {})}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found = {
+        **found,
+        "backend": backend,
+        "keras": keras.__version__,
+        "keras_hub": keras_hub.__version__,
+        "version": _version(backend),
+        "day": datetime.date.today().isoformat(),
+        "command": f"KERAS_BACKEND={backend} python scripts/contracts_table.py",
+        "means": {
+            "networks": _means(contracts.CONTRACTS),
+            "heads": _means(head_contracts.CONTRACTS),
+        },
+        "head_kinds": {c.name: c.kind for c in head_contracts.CASES.values()},
+    }
+    rows, heads = dict(found.get("networks", {})), dict(found.get("heads", {}))
+
+    def write() -> None:
+        kinds = {n.name: n.kind for n in NETWORKS.values() if n.name in rows}
+        found["kinds"] = kinds
+        found["networks"] = {name: rows[name] for name in kinds}
+        found["heads"] = {case: heads[case] for case in head_contracts.CASES if case in heads}
+        WORKS.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        partial.replace(path)
+
     for network in NETWORKS.values():
         if network.mark == "slow" or (only and network.name not in only):
             continue
         subject = contracts.trial(network)
         cells = {name: list(contracts.run(name, subject)) for name in contracts.CONTRACTS}
         rows[network.name] = cells
+        write()
         print(network.name, {k: v for k, v in cells.items() if v[0] == "fails"} or "", flush=True)
-    heads = {**found.get("heads", {})}
     for case in head_contracts.CASES if not only or "heads" in only else ():
         heads[case] = {}
         for shape in head_contracts.SHAPES:
@@ -56,26 +81,8 @@ def measure(only: list[str]) -> None:
                 name: list(contracts.run(name, subject, head_contracts.CONTRACTS))
                 for name in head_contracts.CONTRACTS
             }
+        write()
         print(case, flush=True)
-    kinds = {n.name: n.kind for n in NETWORKS.values() if n.name in rows}
-    written = {
-        "backend": backend,
-        "keras": keras.__version__,
-        "keras_hub": keras_hub.__version__,
-        "version": _version(backend),
-        "day": datetime.date.today().isoformat(),
-        "command": f"KERAS_BACKEND={backend} python scripts/contracts_table.py",
-        "kinds": kinds,
-        "networks": {name: rows[name] for name in kinds},
-        "heads": {case: heads[case] for case in head_contracts.CASES if case in heads},
-        "means": {
-            "networks": _means(contracts.CONTRACTS),
-            "heads": _means(head_contracts.CONTRACTS),
-        },
-        "head_kinds": {c.name: c.kind for c in head_contracts.CASES.values()},
-    }
-    WORKS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
 
 def _version(backend: str) -> str:
