@@ -9,10 +9,11 @@ right by construction.
 """
 
 from finetune_keras import graph, heads, record, select
-from finetune_keras._errors import HeadError, SelectionError, WeightsError
+from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import Backbone, Loaded, backbone
 from finetune_keras.build import build
+from finetune_keras.cache import FeatureSet, features, fit, split
 from finetune_keras.check import Finding, Findings, check
 from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
@@ -23,8 +24,10 @@ from finetune_keras.replace_head import replace_head
 
 __all__ = [
     "Backbone",
+    "CacheError",
     "Change",
     "Description",
+    "FeatureSet",
     "Finding",
     "Findings",
     "HeadError",
@@ -39,6 +42,8 @@ __all__ = [
     "check",
     "compile",
     "describe",
+    "features",
+    "fit",
     "freeze",
     "graph",
     "heads",
@@ -47,5 +52,6 @@ __all__ = [
     "record",
     "replace_head",
     "select",
+    "split",
     "thaw",
 ]

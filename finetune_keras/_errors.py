@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["HeadError", "SelectionError", "WeightsError", "nearest"]
+__all__ = ["CacheError", "HeadError", "SelectionError", "WeightsError", "nearest"]
 
 
 class SelectionError(ValueError):
@@ -18,6 +18,10 @@ class SelectionError(ValueError):
 
 class WeightsError(ValueError):
     """Pretrained weights that are missing, unreadable, or made for another architecture."""
+
+
+class CacheError(ValueError):
+    """A folder of features that cannot be used, or cannot be written."""
 
 
 class HeadError(ValueError):

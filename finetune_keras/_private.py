@@ -16,6 +16,7 @@ __all__ = [
     "copy_decay_exclusions",
     "own_weights",
     "rate_object",
+    "share_start",
     "sublayers",
     "training_now",
     "uncast",
@@ -99,3 +100,13 @@ def uncast(variables: list[keras.Variable]) -> list[Any]:
 
     with AutocastScope(None):
         return [v.value for v in variables]
+
+
+def share_start(source: keras.Model, target: keras.Model) -> None:
+    """Lets ``target`` start at the epoch that a callback such as ``BackupAndRestore`` gave to
+    ``source``.
+
+    The callback writes an attribute of its model that ``fit`` reads, and there is no other way to
+    tell ``fit``.
+    """
+    target._initial_epoch = source._initial_epoch

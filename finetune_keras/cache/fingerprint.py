@@ -1,0 +1,98 @@
+"""What a model computes, as two short strings: its graph and its weights.
+
+Names do not count: the second ``resnet50`` of a program has other names than the first, and
+computes the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import graph
+from finetune_keras.tape import Tape, inside, tape, tensors
+
+__all__ = ["fingerprint"]
+
+_NAMES = ("name", "trainable", "shared_object_id", "registered_name", "build_config")
+
+
+def fingerprint(model: keras.Model) -> dict[str, str]:
+    """``{"graph": ..., "weights": ...}`` of a functional or sequential model.
+
+    Equal graphs and weights give equal strings, in another process too; a single weight that
+    differs gives others. Reads all weights once: about a tenth of a second for ResNet50.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> twin = keras.models.clone_model(model)
+        >>> a, b = fingerprint(model), fingerprint(twin)
+        >>> a["graph"] == b["graph"], a["weights"] == b["weights"]
+        (True, False)
+    """
+    shape = hashlib.blake2b(digest_size=16)
+    _graph(tape(model), shape)
+    weights = hashlib.blake2b(digest_size=16)
+    for unit in graph.opened(model).units:
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(unit.variable))
+        weights.update(f"{value.shape} {value.dtype}".encode())
+        weights.update(value.view("uint8").data if value.size else b"")
+    return {"graph": shape.hexdigest(), "weights": weights.hexdigest()}
+
+
+def _graph(this: Tape, into: Any) -> None:
+    numbers: dict[int, str] = {}
+
+    def number(found: Any) -> None:
+        for t in tensors(found):
+            numbers.setdefault(id(t), f"t{len(numbers)} {tuple(t.shape)} {t.dtype}")
+
+    number(this.inputs)
+    for step in this.steps:
+        cls = type(step.op)
+        into.update(f"{cls.__module__}.{cls.__qualname__}".encode())
+        within = inside(step, False)
+        if within is not None:
+            _graph(within[0], into)
+        else:
+            into.update(_text(_config(step.op)).encode())
+        given = keras.tree.map_structure(
+            lambda x: numbers.get(id(x), "?") if isinstance(x, keras.KerasTensor) else x,
+            (step.args, step.kwargs),
+        )
+        into.update(_text(given).encode())
+        number(step.outputs)
+    into.update(" ".join(numbers[id(t)] for t in tensors(this.outputs)).encode())
+
+
+def _config(op: keras.Operation) -> Any:
+    try:
+        return op.get_config()
+    except Exception:  # an operation of a user's own may have none
+        return {}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a config as what JSON knows, the same in each process."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if k not in _NAMES}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+        return [str(array.dtype), list(array.shape), digest]
+    try:
+        return _plain(keras.saving.serialize_keras_object(value))
+    except Exception:
+        return getattr(value, "__qualname__", type(value).__qualname__)

@@ -1,0 +1,361 @@
+"""Training that computes what is frozen once."""
+
+from __future__ import annotations
+
+import types
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import _private, graph
+from finetune_keras.cache import bridge, source, store
+from finetune_keras.cache.augment import augments
+from finetune_keras.cache.features import compute
+from finetune_keras.cache.featureset import FeatureSet
+from finetune_keras.cache.split import Division, divide
+from finetune_keras.compile import compile as _compile
+from finetune_keras.compile import scope
+
+__all__ = ["fit"]
+
+_OWN = (
+    "call",
+    "compute_loss",
+    "compute_metrics",
+    "evaluate",
+    "fit",
+    "get_metrics_result",
+    "test_step",
+    "train_step",
+)
+
+
+def fit(
+    model: keras.Model,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: int | str = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool = True,
+    class_weight: dict | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | list[int] = 1,
+    *,
+    cache: bool | str | Path = True,
+    views: int = 1,
+    dtype: str | None = None,
+    engine: str = "keras",
+    tolerance: float = 0.01,
+    key: str | None = None,
+    memory: int | None = None,
+) -> keras.callbacks.History:
+    """Trains a model as ``model.fit`` does, but runs what is frozen only once.
+
+    One pass computes what the frozen part makes of each example, of the validation data too; all
+    epochs then train the rest on that. The model ends trained, its optimizer where ``model.fit``
+    would have left it, and callbacks see the model. With the same order of batches the weights
+    are those of ``model.fit`` within the error of floating point, but for two things that are
+    meant: dropout inside the frozen part is off (``model.fit`` leaves it on), and augmentation at
+    the start of the model gives ``views`` fixed draws of each example in place of a new one at
+    each epoch; with ``views=1`` it is off.
+
+    Where nothing is frozen, or the model's graph cannot be read, this is ``model.fit``; it warns
+    in the second case.
+
+    Args:
+        model: a compiled ``keras.Model``.
+        x: as in ``model.fit``, like all that follow up to ``validation_freq``; with two
+            differences for data sets and generators, which are read once: their examples are
+            shuffled over the whole set at each epoch unless ``shuffle=False``, and a generator
+            with ``steps_per_epoch`` is read for one epoch (times ``views``).
+        y: labels.
+        batch_size: of arrays, 32 by default.
+        epochs: number of the last epoch.
+        verbose: 0, 1 or 2.
+        callbacks: they see ``model``.
+        validation_split: the share of arrays to validate on, from their end.
+        validation_data: as in ``model.fit``.
+        shuffle: whether each epoch has an order of its own.
+        class_weight: weights by class number.
+        sample_weight: weights by example.
+        initial_epoch: number of the first epoch, from 0.
+        steps_per_epoch: batches in an epoch.
+        validation_steps: batches of the validation data.
+        validation_batch_size: of validation arrays.
+        validation_freq: epochs from one validation to the next.
+        cache: a folder to keep the features in, so that the next run finds them; ``True`` for
+            memory; ``False`` for plain ``model.fit``.
+        views: draws of each example by the augmentation at the start of the model; with more than
+            one, data sets are read as often, and epochs take turns.
+        dtype: ``"float16"`` or ``"bfloat16"`` halves what is kept of float32 features.
+        engine: what computes the frozen part, ``"keras"`` exactly; see `finetune_keras.features`.
+        tolerance: how far another engine may be from Keras.
+        key: your name for the data, instead of a fingerprint of them.
+        memory: bytes of features in memory; by default a quarter of what is free.
+
+    Returns:
+        The ``keras.callbacks.History``, also in ``model.history``.
+
+    Raises:
+        CacheError: if the folder cannot be used; model and folder are then as they were.
+        ValueError: if the data are empty or change shape, or are a generator that plain
+            ``model.fit`` would have to read several times.
+
+    Examples:
+        >>> import finetune_keras as ftk
+        >>> from finetune_keras import heads, select
+        >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
+        >>> model = ftk.build(base, heads.Classification(2), freeze=select.backbone())
+        >>> x, y = np.random.uniform(0, 255, (20, 24, 24, 3)), np.arange(20) % 2
+        >>> history = ftk.fit(model, x, y, epochs=3, validation_split=0.2, verbose=0)
+        >>> len(history.history["val_loss"])
+        3
+    """
+    plain = {
+        "x": x,
+        "y": y,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "verbose": verbose,
+        "callbacks": callbacks,
+        "validation_split": validation_split,
+        "validation_data": validation_data,
+        "shuffle": shuffle,
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "initial_epoch": initial_epoch,
+        "steps_per_epoch": steps_per_epoch,
+        "validation_steps": validation_steps,
+        "validation_batch_size": validation_batch_size,
+        "validation_freq": validation_freq,
+    }
+    if not isinstance(model, keras.Model):
+        hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
+        raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
+    why = _obstacle(model) if cache is not False else ""
+    division = divide(model) if why is None else None
+    if division is not None and not division.batched:
+        why, division = "the frozen part gives tensors without a batch axis", None
+    if division is None or not division.frozen:
+        if why:
+            warnings.warn(
+                f"{model.name!r} is trained by plain model.fit, which computes the frozen part at "
+                f"each epoch: {why}",
+                stacklevel=2,
+            )
+        _check_generator(x, epochs - initial_epoch, steps_per_epoch)
+        return model.fit(**plain)
+    _current(model)
+    if views == 1 and augments(division.prefix):
+        warnings.warn(
+            "the augmentation at the start of the model is off in this training, since each "
+            "example is computed once; views=4, say, trains on four draws of each",
+            stacklevel=2,
+        )
+    given = {"dtype": dtype, "engine": engine, "tolerance": tolerance, "key": key}
+    given |= {"memory": memory, "verbose": verbose}
+    prepare = _preprocess(model)
+    if validation_split and validation_data is None:
+        (x, y, sample_weight), validation_data = source.split(
+            x, y, sample_weight, validation_split
+        )
+    train = _source(
+        x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data"
+    )
+    val = None
+    if validation_data is not None:
+        val = _source(
+            *keras.utils.unpack_x_y_sample_weight(validation_data),
+            validation_batch_size or batch_size,
+            validation_steps,
+            prepare,
+            "the validation data",
+        )
+    folder = None if cache is True else Path(cache)
+    found = compute(
+        division.prefix, train, views=views, directory=folder and folder / "train", **given
+    )
+    held = None
+    if val is not None:
+        held = compute(division.prefix, val, directory=folder and folder / "validation", **given)
+    return _train(
+        model,
+        division,
+        found,
+        held,
+        {
+            **{k: plain[k] for k in ("epochs", "class_weight", "initial_epoch", "validation_freq")},
+            "steps_per_epoch": None if _cut_short(train) else steps_per_epoch,
+            "validation_steps": None if val is None or _cut_short(val) else validation_steps,
+        },
+        shuffle=bool(shuffle),
+        verbose=1 if verbose == "auto" else verbose,
+        callbacks=callbacks,
+    )
+
+
+def _obstacle(model: keras.Model) -> str | None:
+    """Why the frozen part of a model cannot be computed apart; ``""`` if there is nothing to say,
+    ``None`` if it can.
+    """
+    if not model.compiled or not model.trainable_variables:
+        return ""  # ``fit`` says it, or trains nothing
+    if not graph.is_functional(model):
+        return f"the graph of a {type(model).__name__} with a call of its own cannot be read"
+    for cls in type(model).__mro__:
+        if cls.__module__.split(".")[0] in ("keras", "keras_hub"):
+            continue
+        own = [name for name in _OWN if name in vars(cls)]
+        if own:
+            return f"{cls.__name__} has a {own[0]} of its own"
+    losses = [x.name for _, x in graph.opened(model).layers if _adds_loss(x)]
+    if losses:
+        return f"the layer {losses[0]!r} adds a loss of its activations"
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is not None and strategy.num_replicas_in_sync > 1:
+        return "it is distributed over several devices"
+    return None
+
+
+def _adds_loss(layer: keras.layers.Layer) -> bool:
+    return getattr(layer, "activity_regularizer", None) is not None or isinstance(
+        layer, keras.layers.ActivityRegularization
+    )
+
+
+def _check_generator(x: Any, epochs: int, steps: int | None) -> None:
+    """Keras would train one epoch, and then find the generator empty."""
+    if isinstance(x, types.GeneratorType) and epochs > 1 and steps is None:
+        raise ValueError(
+            f"{epochs} epochs need the data {epochs} times, and a generator can be read once: make "
+            "it a tf.data.Dataset or a keras.utils.PyDataset, or give steps_per_epoch if it does "
+            "not end"
+        )
+
+
+def _current(model: keras.Model) -> None:
+    """Compiles again if flags were changed by hand since the last time."""
+    built = _private.built_on(model.optimizer)
+    if built and {id(v) for v in built} != {id(v) for v in model.trainable_variables}:
+        warnings.warn(
+            f"flags of {model.name!r} were changed since it was compiled: it is compiled again, "
+            "with the optimizer's state",
+            stacklevel=3,
+        )
+        _compile(model)
+    if not model.optimizer.built:
+        with scope(model):
+            model.optimizer.build(model.trainable_variables)
+
+
+def _preprocess(model: keras.Model) -> Any:
+    """What a KerasHub task does to each batch before it trains on it."""
+    if getattr(model, "preprocessor", None) is None:
+        return None
+    return getattr(model, "preprocess_samples", None)
+
+
+def _source(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    batch_size: int | None,
+    steps: int | None,
+    preprocess: Any,
+    what: str,
+) -> source.Source:
+    """The data; the first ``steps`` batches where there is no end, or no second reading."""
+    settings = {"batch_size": batch_size, "preprocess": preprocess, "what": what}
+    if steps is not None:
+        endless = source.source(x, y, sample_weight, steps=steps, **settings)
+        if not endless.arrays and (not endless.again or endless.endless):
+            return endless
+    return source.source(x, y, sample_weight, **settings)
+
+
+def _cut_short(data: source.Source) -> bool:
+    """Whether an epoch is all that was read."""
+    return not data.arrays and (not data.again or data.endless)
+
+
+_COMPILED: weakref.WeakKeyDictionary[keras.Model, dict] = weakref.WeakKeyDictionary()
+
+
+def _compiled(model: keras.Model, suffix: keras.Model) -> None:
+    """Compiles the suffix as the model is, unless it is so already: tracing takes seconds."""
+    given = {**_private.compile_arguments(model), "optimizer": model.optimizer}
+    given["auto_scale_loss"] = False  # it is scaled already if it has to be
+    last = _COMPILED.get(suffix)
+    if last is not None and all(given[k] is last[k] for k in given):
+        return
+    suffix.compile(**given)
+    _COMPILED[suffix] = given
+
+
+def _train(
+    model: keras.Model,
+    division: Division,
+    found: FeatureSet,
+    held: FeatureSet | None,
+    settings: dict[str, Any],
+    *,
+    shuffle: bool,
+    verbose: int,
+    callbacks: Any,
+) -> keras.callbacks.History:
+    suffix = division.suffix
+    _compiled(model, suffix)
+    data, turning = _fed(found, shuffle)
+    if held is not None:
+        (x, y, weights, size), _ = _fed(held, False)
+        if size is None:
+            settings["validation_data"] = x
+        else:
+            settings["validation_data"] = (x, y) if weights is None else (x, y, weights)
+            settings["validation_batch_size"] = size
+    x, y, weights, size = data
+    steps = settings["steps_per_epoch"] or -(-len(found) // found.batch_size)
+    there = bridge.Bridge(suffix, turning)
+    all_, history = bridge.callbacks(
+        callbacks, model, there, verbose=verbose, epochs=settings["epochs"], steps=steps
+    )
+    model.history = suffix.history = history
+    with bridge.synced(model, suffix):
+        suffix.fit(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=size,
+            shuffle=shuffle and turning is None,
+            callbacks=all_,
+            verbose=verbose,
+            **settings,
+        )
+    return history
+
+
+def _fed(found: FeatureSet, shuffle: bool) -> tuple[tuple, Any]:
+    """What ``fit`` gets: arrays where that is possible, which is faster, or else batches."""
+    kept = all(a.dtype == keras.config.floatx() for a in found.features if a.dtype.kind in "fV")
+    fits = found.in_memory or found.nbytes <= store.available()
+    if found.views == 1 and kept and fits:
+        x, y, weights = found.view()
+        if not found.in_memory:
+            x, y, weights = keras.tree.map_structure(
+                lambda a: None if a is None else np.array(a), (x, y, weights)
+            )
+        return (x, y, weights, found.batch_size), None
+    batches = found.dataset(shuffle=shuffle)
+    return (batches, None, None, None), batches
