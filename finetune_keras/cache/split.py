@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import weakref
 
 import keras
 
@@ -75,12 +76,22 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
         >>> prefix.output_shape, [v.shape for v in suffix.trainable_variables]
         ((None, 64), [(64, 10), (10,)])
     """
-    division = divide(model)
+    division = divide(model, fresh=True)
     return division.prefix, division.suffix
 
 
-def divide(model: keras.Model) -> Division:
-    """`split`, with what is known of the two."""
+_KEPT: weakref.WeakKeyDictionary[keras.Model, tuple[tuple, Division]] = weakref.WeakKeyDictionary()
+
+
+def divide(model: keras.Model, *, fresh: bool = False) -> Division:
+    """`split`, with what is known of the two.
+
+    Args:
+        model: as there.
+        fresh: whether to make new ones, which nobody else compiles. Otherwise they are those of
+            the last time unless the model's flags or layers changed, since compiled functions go
+            with them.
+    """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
@@ -104,9 +115,13 @@ def divide(model: keras.Model) -> Division:
         closed = set()
     _retreat(seen, closed)
     masked = graph.descendants(seen, [i for i in closed if _masks(seen.calls[i].op)]) & closed
+    ops = tuple(id(call.op) for call in seen.calls)
+    state = (ops, frozenset(closed), tuple(id(v) for v in model.trainable_variables))
+    if not fresh and model in _KEPT and _KEPT[model][0] == state:
+        return _KEPT[model][1]
     prefix, suffix, paths = cut(model, closed, masked)
     units = {id(u.variable): u for i in closed for u in seen.calls[i].units}
-    return Division(
+    division = Division(
         prefix=prefix,
         suffix=suffix,
         paths=paths,
@@ -114,6 +129,9 @@ def divide(model: keras.Model) -> Division:
         batched=all(_batched(t, model) for t in prefix.outputs),
         random=tuple(seen.calls[i].path for i in sorted(random & closed & behind)),
     )
+    if not fresh:
+        _KEPT[model] = (state, division)
+    return division
 
 
 def _batched(t: keras.KerasTensor, model: keras.Model) -> bool:
