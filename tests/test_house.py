@@ -20,6 +20,7 @@ ORDER = [
     "_version",
     "_errors",
     "_private",
+    "arrays",
     "precision",
     "tape",
     "graph.walk",
@@ -80,6 +81,12 @@ ORDER = [
     "predict.predictions",
     "predict.images",
     "predict",
+    "cache.digest",
+    "cache.streams",
+    "cache.batch",
+    "cache.sliced",
+    "cache.source",
+    "cache",
     "",
 ]
 
