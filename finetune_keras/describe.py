@@ -8,6 +8,7 @@ import html
 import keras
 
 from finetune_keras import blocks, depth, flags, graph, optimizers, parts, record
+from finetune_keras.tape import is_random
 
 __all__ = ["Description", "Row", "describe"]
 
@@ -255,4 +256,24 @@ def _notes(divided: parts.Parts) -> tuple[str, ...]:
             f"{len(norms) - still} batch normalisations learn: fit normalises by the batch and "
             "moves their statistics"
         )
+    dropped = _frozen_random(divided)
+    if dropped:
+        notes.append(
+            f"{dropped} random layers inside the frozen part, such as dropout, stay on in "
+            "model.fit; finetune_keras.fit runs that part once, in inference mode"
+        )
     return tuple(notes)
+
+
+def _frozen_random(divided: parts.Parts) -> int:
+    """How many random calls lie in the frozen part, behind weights and before others."""
+    seen, model = divided.opened, divided.model
+    frozen = {
+        i
+        for i, call in enumerate(seen.calls)
+        if call.units and not any(u.learnable and flags.is_on(u, model) for u in call.units)
+    }
+    learns = {i for i, call in enumerate(seen.calls) if call.units} - frozen
+    inside = graph.descendants(seen, frozen) - graph.descendants(seen, learns)
+    inside &= graph.ancestors(seen, frozen) - divided.head_calls
+    return sum(is_random(seen.calls[i].op) for i in inside)

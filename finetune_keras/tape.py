@@ -22,6 +22,7 @@ __all__ = [
     "inside",
     "is_block",
     "is_functional",
+    "is_random",
     "tape",
     "tensors",
 ]
@@ -157,6 +158,20 @@ def is_block(op: Any) -> bool:
     if not isinstance(op, keras.layers.Layer):
         return False
     return sum(bool(x.weights) for x in _private.sublayers(op)) > 1
+
+
+def is_random(op: Any) -> bool:
+    """Whether an operation draws random numbers in training: it, or a layer in it, holds a
+    ``keras.random.SeedGenerator``.
+
+    Examples:
+        >>> is_random(keras.layers.Dropout(0.5)), is_random(keras.layers.Dropout(0.0))
+        (True, False)
+    """
+    if not isinstance(op, keras.layers.Layer):
+        return False
+    own = any(isinstance(v, keras.random.SeedGenerator) for v in vars(op).values())
+    return own or any(is_random(x) for x in _private.sublayers(op))
 
 
 def _traced(step: Step) -> Tape | None:

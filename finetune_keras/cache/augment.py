@@ -6,7 +6,7 @@ import keras
 
 from finetune_keras import graph
 from finetune_keras.cache.cut import cut
-from finetune_keras.cache.split import is_random
+from finetune_keras.tape import is_random
 
 __all__ = ["augmented", "augments"]
 

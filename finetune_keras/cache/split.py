@@ -14,8 +14,9 @@ import weakref
 
 import keras
 
-from finetune_keras import _private, flags, graph, parts
+from finetune_keras import flags, graph, parts
 from finetune_keras.cache.cut import cut
+from finetune_keras.tape import is_random
 
 __all__ = ["Division", "divide", "split"]
 
@@ -137,16 +138,6 @@ def divide(model: keras.Model, *, fresh: bool = False) -> Division:
 def _batched(t: keras.KerasTensor, model: keras.Model) -> bool:
     sizes = {i.shape[0] for i in model.inputs}
     return len(t.shape) > 0 and t.shape[0] in sizes
-
-
-def is_random(op: keras.Operation) -> bool:
-    """Whether an operation draws random numbers in training: it, or a layer in it, holds a
-    ``keras.random.SeedGenerator``.
-    """
-    if not isinstance(op, keras.layers.Layer):
-        return False
-    own = any(isinstance(v, keras.random.SeedGenerator) for v in vars(op).values())
-    return own or any(is_random(x) for x in _private.sublayers(op))
 
 
 def _closed(divided: parts.Parts, random: set[int]) -> set[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from finetune_keras import outputs
+from finetune_keras import arrays, outputs
 from finetune_keras.check import (
     answers,
     balance,
@@ -120,7 +120,7 @@ def _preprocessed(model: keras.Model, x: Any) -> Any:
     if not callable(own) or getattr(model, "preprocessor", None) is None:
         return x
     made = keras.utils.unpack_x_y_sample_weight(own(x))[0]
-    return keras.tree.map_structure(sample.to_numpy, made)
+    return keras.tree.map_structure(arrays.to_numpy, made)
 
 
 def _predictions(

@@ -12,7 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["Sample", "draw", "to_numpy"]
+from finetune_keras.arrays import short, to_numpy
+
+__all__ = ["Sample", "draw"]
 
 _WHOLE = 10_000_000  # labels of an array are read in full up to this many: a tenth of a second
 
@@ -88,7 +90,7 @@ def _arrays(data: tuple, batches: int, batch_size: int) -> Sample:
     for leaf in leaves:
         if not hasattr(leaf, "shape") or not leaf.shape:
             raise TypeError(
-                f"(x, y) are arrays, or dicts or lists of arrays; given {_short(leaf)}: use "
+                f"(x, y) are arrays, or dicts or lists of arrays; given {short(leaf)}: use "
                 "numpy.asarray"
             )
     sizes = list(dict.fromkeys(int(leaf.shape[0]) for leaf in leaves))
@@ -136,7 +138,7 @@ def _stream(data: Any, batches: int) -> Sample:
     elif hasattr(data, "shape") or isinstance(data, dict | list | str) or not _iterates(data):
         raise TypeError(
             f"check takes what model.fit takes, (x, y) or a data set of batches; given "
-            f"{_short(data)}" + (": pass (x, y)" if hasattr(data, "shape") else "")
+            f"{short(data)}" + (": pass (x, y)" if hasattr(data, "shape") else "")
         )
     else:
         read = []
@@ -186,21 +188,3 @@ def _together(batches: tuple) -> Any:
         return keras.tree.map_structure(lambda *b: np.concatenate(b), *batches)
     except ValueError:
         return batches[0]
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """Any backend's tensor, ragged ones padded, as a NumPy array."""
-    if hasattr(value, "to_tensor"):  # tf.RaggedTensor
-        value = value.to_tensor()
-    if isinstance(value, np.ndarray):
-        return value
-    if type(value).__module__.startswith("tensorflow") and hasattr(value, "numpy"):
-        value = value.numpy()  # strings too, under any backend
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    return np.asarray(value)
-
-
-def _short(value: Any) -> str:
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-    return f"a {type(value).__name__}{shape}"
