@@ -65,6 +65,7 @@ class Suffix(keras.Model):
         """Says which variables learn here."""
         # Keras would track a plain attribute, and count the variables twice.
         object.__setattr__(self, "_ordered", tuple(variables))
+        self.supports_masking = True
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
@@ -79,6 +80,10 @@ class Suffix(keras.Model):
 
 class _Mask(keras.layers.Layer):
     """The mask that a tensor carries, shape ``(batch, steps)``; all true where it has none."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
 
     def call(self, x: Any, mask: Any = None) -> Any:
         if mask is None:
@@ -121,8 +126,9 @@ class _Cut:
         path = self.path[id(early)]
         late = self._input(early, path)
         if id(early) in self.veiled and len(early.shape) > 1:
-            mask = self._input(_Mask()(early), f"{path} (mask)")
-            late = _Masked()([late, mask])
+            number = len(self.taken)
+            mask = self._input(_Mask(name=f"mask_{number}")(early), f"{path} (mask)")
+            late = _Masked(name=f"masked_{number}")([late, mask])
         return late
 
     def _input(self, early: keras.KerasTensor, path: str) -> keras.KerasTensor:

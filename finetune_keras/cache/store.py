@@ -101,6 +101,8 @@ class Folder:
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path, self.identity = path, identity
         with _told(path):
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
             found = manifest.read(path)
         self.found = found
         if found is not None:
@@ -191,8 +193,9 @@ class Folder:
 
     def close(self) -> None:
         """Ends an unfinished pass, so that the next one goes on here."""
-        with contextlib.suppress(OSError, CacheError):
-            self._save()
+        if self._rows:  # or else there is nothing new to tell
+            with contextlib.suppress(OSError, CacheError):
+                self._save()
         for rows in self._rows.values():
             with contextlib.suppress(OSError):
                 rows.close()
