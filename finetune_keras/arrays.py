@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
-__all__ = ["bare", "is_array", "rows", "short", "to_numpy"]
+__all__ = ["bare", "cut", "each", "is_array", "rows", "short", "to_numpy"]
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -88,9 +89,14 @@ def bare(value: Any) -> Any:
     return _array(value) if _scalar(value) else value
 
 
+def each(function: Callable, structure: Any) -> Any:
+    """A structure with each leaf mapped, ``None`` kept."""
+    return keras.tree.map_structure(lambda v: None if v is None else function(v), structure)
+
+
 def is_array(value: Any) -> bool:
     """Whether this is an array or tensor of some kind, or a data frame, rather than data in it."""
-    return hasattr(value, "shape") or hasattr(value, "__array__")
+    return hasattr(value, "__array__") or (hasattr(value, "shape") and hasattr(value, "dtype"))
 
 
 def short(value: Any) -> str:

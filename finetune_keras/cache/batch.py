@@ -69,9 +69,9 @@ def convert(raw: Any, preprocess: Callable | None, *, copy: bool, what: str) -> 
     """
     parts = _unpack(raw, what)
     if preprocess is not None:
-        parts = _unpack(preprocess(*(_each(_texts, part) for part in parts)), what)
+        parts = _unpack(preprocess(*(arrays.each(_texts, part) for part in parts)), what)
     own = np.array if copy else np.asarray
-    parts = [_each(lambda a: own(arrays.to_numpy(a)), arrays.bare(part)) for part in parts]
+    parts = [arrays.each(lambda a: own(arrays.to_numpy(a)), arrays.bare(part)) for part in parts]
     batch = Batch(*parts, size=0)
     return dataclasses.replace(batch, size=_size(batch, what))
 
@@ -122,10 +122,6 @@ def _size(batch: Batch, what: str) -> int:
     if not size:
         raise ValueError(f"{what}: there is a batch of 0 examples")
     return size
-
-
-def _each(function: Callable, structure: Any) -> Any:
-    return keras.tree.map_structure(lambda v: None if v is None else function(v), structure)
 
 
 def _texts(value: Any) -> Any:

@@ -49,7 +49,7 @@ class Arrays:
 
     def _batch(self, i: int) -> tuple:
         at = slice(i * self.size, min((i + 1) * self.size, self.examples))
-        return _each(lambda a: self._cast(arrays.rows(a, at)), self.data)
+        return arrays.each(lambda a: self._cast(arrays.rows(a, at)), self.data)
 
     def _cast(self, array: np.ndarray) -> np.ndarray:
         float_ = "float" in array.dtype.name
@@ -66,10 +66,14 @@ class Arrays:
         found = []
         for name, array in digest.named(x, "x"):
             at, limit = digest.spread(array, _ROWS, _BYTES)
-            found.append(_described(name, array, rows=len(at), hash=_hash(array, at, limit)))
+            found.append(
+                _described(name, array, rows=len(at), hash=digest.of_rows(array, at, limit))
+            )
         for name, array in digest.named(y, "y") + digest.named(weight, "sample_weight"):
             at = digest.chunks(array)
-            found.append(_described(name, array, rows=self.examples, hash=_hash(array, at, None)))
+            found.append(
+                _described(name, array, rows=self.examples, hash=digest.of_rows(array, at))
+            )
         return {"kind": "arrays", "examples": self.examples, "arrays": found}
 
 
@@ -113,8 +117,8 @@ def split(
             f"{n - at} to validate on: give validation_data, or another fraction"
         )
     return (
-        _each(lambda a: arrays.cut(a, slice(0, at)), data),
-        _each(lambda a: arrays.cut(a, slice(at, n)), data),
+        arrays.each(lambda a: arrays.cut(a, slice(0, at)), data),
+        arrays.each(lambda a: arrays.cut(a, slice(at, n)), data),
     )
 
 
@@ -123,7 +127,7 @@ def _checked(x: Any, y: Any, weight: Any, what: str, *, replicate: bool = True) 
     x, y, weight = (arrays.bare(part) for part in (x, y, weight))
     if replicate and keras.tree.is_nested(y) and weight is not None:
         if not keras.tree.is_nested(weight):  # one weight an example, for all outputs
-            weight = _each(lambda _: weight, y)
+            weight = arrays.each(lambda _: weight, y)
         if [p for p, _ in digest.named(y, "")] != [p for p, _ in digest.named(weight, "")]:
             raise ValueError(
                 f"{what}: sample_weight is one array, or one for each output in the structure of "
@@ -147,14 +151,6 @@ def _checked(x: Any, y: Any, weight: Any, what: str, *, replicate: bool = True) 
     if not any(lengths.values()) or not leaves[0][0].startswith("x"):
         raise ValueError(f"{what}: there are 0 examples")
     return x, y, weight
-
-
-def _each(function: Callable, structure: Any) -> Any:
-    return keras.tree.map_structure(lambda v: None if v is None else function(v), structure)
-
-
-def _hash(array: Any, at: list[slice], limit: int | None) -> str:
-    return digest.of_rows(array, at, limit)
 
 
 def _described(name: str, array: Any, **more: Any) -> dict[str, Any]:
