@@ -1,5 +1,6 @@
 """Engines: exact by Keras, and others only where they agree with it."""
 
+import gc
 import json
 import sys
 import weakref
@@ -77,16 +78,15 @@ def bert() -> keras.Model:
     )
 
 
-def recurrent() -> keras.Model:
+def masked() -> keras.Model:
     """A mask that travels on the tensors."""
     ids = keras.Input((6,), dtype="int32")
     x = layers.Embedding(9, 4, mask_zero=True)(ids)
-    return keras.Model(
-        ids, layers.GlobalAveragePooling1D()(layers.LSTM(4, return_sequences=True)(x))
-    )
+    x = layers.MultiHeadAttention(2, 2)(x, x)
+    return keras.Model(ids, layers.GlobalAveragePooling1D()(x))
 
 
-MODELS = [convolution, several, bert, recurrent]
+MODELS = [convolution, several, bert, masked]
 
 
 def probe(model, n: int = 4, seed: int = 0) -> list[np.ndarray]:
@@ -188,6 +188,8 @@ def test_tensors_go_after_their_last_use():
         x = Watched()(x)
     model = keras.Model(outside, nested(x))
     chosen = engines.choose(model, probe(model))
+    gc.collect()
+    alive.clear()
     most = 0
     chosen.run(probe(model))
     # A layer's result, what it read, and what the nested model was given.
@@ -211,7 +213,7 @@ def test_others_agree_and_leave_the_model_alone(name, make, tmp_path, monkeypatc
     capfd.readouterr()
     chosen = engines.choose(model, probe(model), name, tolerance=1e-5)
     assert capfd.readouterr() == ("", "")
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("finetune_keras_*"))
     if backend == "torch":
         assert [m.training for m in model.modules()] == flags
         assert {k: id(v) for k, v in vars(model).items()} == before
@@ -243,22 +245,15 @@ def test_auto_tries_what_is_installed(name):
     assert record.name in tried
 
 
-@pytest.mark.parametrize("name", [pytest.param("openvino", marks=openvino)])
-def test_batch_normalisation_is_folded(name):
-    import openvino
-
+@pytest.mark.parametrize("precision", [pytest.param("f32", marks=openvino)])
+def test_batch_normalisation_is_folded(precision):
     model = convolution()
     with exported.Exports(model, probe(model)) as files:
-        path = files.file("openvino", ".xml")
-        core = openvino.Core()
-        core.set_property({"ENABLE_MMAP": False})
-        compiled = core.compile_model(core.read_model(path), "CPU")
-    kinds = [
-        op.get_rt_info()["layerType"].astype(str) for op in compiled.get_runtime_model().get_ops()
-    ]
+        graph = exported.compiled(files, precision).get_runtime_model()
+    kinds = [op.get_rt_info()["layerType"].astype(str) for op in graph.get_ops()]
     assert kinds.count("Convolution") == 2
     # Of elementwise operations only the scaling of the image may be left, and the sum.
-    assert kinds.count("Eltwise") + kinds.count("Subgraph") <= 2
+    assert kinds.count("Eltwise") + kinds.count("Subgraph") <= 2, kinds
 
 
 # --- choosing, with engines of our own ---
@@ -363,8 +358,6 @@ def test_the_choice_is_kept_while_nothing_changes(fakes):
 
 
 def test_the_choice_does_not_keep_the_model(fakes):
-    import gc
-
     fakes({"keras": 3, "right": 4}, right=doubled)
     model = double()
     engines.choose(model, probe(model), "auto")

@@ -192,7 +192,9 @@ def _checksum(model: keras.Model) -> bytes:
 def _line(e: Exception) -> str:
     """The first line of an exception that says something, not too long."""
     lines = [x.strip() for x in str(e).splitlines() if len(x.strip()) > 3]
-    text = lines[0] if lines else "no reason given"
+    # OpenVINO begins with a line of its source, and lists what it cannot do after dashes.
+    lines = [x[3:] for x in lines if x.startswith("-- ")] or lines
+    text = lines[0] if lines else type(e).__name__
     text = text if len(text) <= 150 else text[:147] + "..."
     return text if isinstance(e, ImportError | exported.UnavailableError) else f"failed: {text}"
 

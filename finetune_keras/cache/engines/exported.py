@@ -25,7 +25,7 @@ import numpy as np
 from finetune_keras import _optional
 from finetune_keras.cache.engines.engine import Run
 
-__all__ = ["Exports", "UnavailableError", "onnxruntime", "openvino"]
+__all__ = ["Exports", "UnavailableError", "compiled", "onnxruntime", "openvino"]
 
 
 class UnavailableError(Exception):
@@ -128,6 +128,20 @@ def openvino(exports: Exports, precision: str) -> Run:
         ImportError: if OpenVINO is not installed.
         UnavailableError: if the CPU has no bfloat16, or nothing exports from this backend.
     """
+    model = compiled(exports, precision)
+    dtypes = [i.element_type.to_dtype() for i in model.inputs]
+    order = _in_order([o.names for o in model.outputs])
+
+    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        batch = dict(enumerate(map(np.ascontiguousarray, arrays, dtypes)))
+        found = model(batch, share_inputs=True, share_outputs=False)
+        return [found[i] for i in order]
+
+    return run
+
+
+def compiled(exports: Exports, precision: str) -> Any:
+    """The model as OpenVINO compiled it, for the shapes of the probe."""
     if keras.backend.backend() == "jax":
         raise UnavailableError("OpenVINO cannot read what Keras exports from JAX")
     ov = _openvino()
@@ -136,20 +150,11 @@ def openvino(exports: Exports, precision: str) -> Run:
         raise UnavailableError("this CPU has no bfloat16 arithmetic")
     # Without it the file would stay mapped into memory, and could not be removed on Windows.
     core.set_property({"ENABLE_MMAP": False})
-    with quiet():
-        model = core.read_model(exports.file("openvino", ".xml"))
-        model.reshape({i: list(s) for i, s in enumerate(exports.shapes)})
+    model = core.read_model(exports.file("openvino", ".xml"))
+    # PyTorch's come with any shape; normalisation folds, and layouts settle, in known ones only.
+    model.reshape({i: list(s) for i, s in enumerate(exports.shapes)})
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    compiled = core.compile_model(model, "CPU", config)
-    dtypes = [i.element_type.to_dtype() for i in compiled.inputs]
-    order = _in_order([o.names for o in compiled.outputs])
-
-    def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        batch = dict(enumerate(map(np.ascontiguousarray, arrays, dtypes)))
-        found = compiled(batch, share_inputs=True, share_outputs=False)
-        return [found[i] for i in order]
-
-    return run
+    return core.compile_model(model, "CPU", config)
 
 
 def _openvino() -> Any:
@@ -168,16 +173,19 @@ def _openvino() -> Any:
 
 def _in_order(names: Sequence[set[str]]) -> list[int]:
     """Where the outputs of the model are among the exported ones: from TensorFlow they come sorted
-    by name, ``Identity``, ``Identity_1``, ``Identity_10``, ``Identity_2``.
+    by name, ``Identity``, ``Identity_1``, ``Identity_10``, ``Identity_2``; one that is an input has
+    that input's name.
     """
-    numbers = []
-    for given in names:
-        found = [re.fullmatch(r"Identity(?:_(\d+))?:0", name) for name in given]
-        numbers.append(next((int(m[1] or 0) for m in found if m), None))
-    if sorted(n for n in numbers if n is not None) != list(range(len(names))):
-        return list(range(len(names)))
-    return [numbers.index(i) for i in range(len(names))]
+    natural = list(range(len(names)))
+    found = [next(filter(None, map(_NAME.fullmatch, given)), None) for given in names]
+    numbers = [None if m is None else int(m[1] or 0) for m in found]
+    by_name = sorted(natural, key=lambda i: f"Identity_{i}" if i else "Identity")
+    if any(numbers) and all(n in (None, i) for n, i in zip(numbers, by_name, strict=True)):
+        return [by_name.index(i) for i in natural]
+    return natural
 
+
+_NAME = re.compile(r"Identity(?:_(\d+))?:0")
 
 # What Keras' exporter imports.
 _EXPORTER = {"tensorflow": "tf2onnx", "torch": "onnxscript"}
