@@ -6,8 +6,8 @@
 
 Each engine runs in a process of its own on the same images (normal, random weights). Wall and CPU
 seconds are of one pass over all images, the better of two, without export and warm-up, which are
-``prepare``. The peak of resident memory, export included, is less what the process held before. Prints
-one JSON line an engine, and the ratios to Keras.
+``prepare``. The peak of resident memory, export included, is less what the process held before.
+Prints one JSON line an engine, and the ratios to Keras.
 """
 
 import argparse

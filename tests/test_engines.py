@@ -252,8 +252,10 @@ def test_batch_normalisation_is_folded(precision):
         graph = exported.compiled(files, precision).get_runtime_model()
     kinds = [op.get_rt_info()["layerType"].astype(str) for op in graph.get_ops()]
     assert kinds.count("Convolution") == 2
-    # Of elementwise operations only the scaling of the image may be left, and the sum.
-    assert kinds.count("Eltwise") + kinds.count("Subgraph") <= 2, kinds
+    # Of elementwise operations only the scaling of the image is left, and the sum; from PyTorch
+    # also one of scale, shift and ReLU, as Keras changes the layout before it.
+    left = sum(kind in ("Eltwise", "Subgraph") for kind in kinds)
+    assert left <= (2 if backend == "tensorflow" else 3), kinds
 
 
 # --- choosing, with engines of our own ---

@@ -1,8 +1,9 @@
 """Engines that run an exported copy of a model: OpenVINO and ONNX Runtime.
 
 Keras exports, for one fixed batch size, into a folder that is removed once the runtime has read
-it. Both runtimes fold frozen batch normalisation into the convolution before it. There are as many
-threads as the process may use cores.
+it. From TensorFlow both runtimes fold frozen batch normalisation into the convolution before it;
+from PyTorch, where Keras changes the layout in between, it stays a step of its own. There are as
+many threads as the process may use cores.
 """
 
 from __future__ import annotations
@@ -38,13 +39,27 @@ class Exports:
     Args:
         model: the model. Nothing on it changes.
         probe: a full batch, which fixes the shapes.
+
+    Attributes:
+        shapes: of the inputs.
+        dtypes: of the inputs.
+        count: how many outputs are exported.
+        order: where each output of the model is among its inputs and, after them, the exported
+            outputs.
     """
 
     def __init__(self, model: keras.Model, probe: Sequence[np.ndarray]) -> None:
         # A bare model with flat ends: exporters differ in how they take dicts, and whatever they
         # leave behind is left there.
         inputs = list(model.inputs)
-        self._model = keras.Model(inputs if len(inputs) > 1 else inputs[0], list(model.outputs))
+        order = {id(t): i for i, t in enumerate(inputs)}
+        made = {id(t): t for t in model.outputs if id(t) not in order}
+        # An output that is an input loses its name on the way, and a repeated one may come once.
+        order.update((key, len(inputs) + i) for i, key in enumerate(made))
+        self.order = [order[id(t)] for t in model.outputs]
+        self.count = len(made)
+        if made:
+            self._model = keras.Model(inputs if len(inputs) > 1 else inputs[0], list(made.values()))
         self.shapes = [a.shape for a in probe]
         self.dtypes = [t.dtype for t in inputs]
         self._folder = tempfile.TemporaryDirectory(
@@ -73,6 +88,8 @@ class Exports:
         return found
 
     def _export(self, path: Path, export_format: str) -> None:
+        if not self.count:
+            raise UnavailableError("the model returns its inputs")
         specs = [
             keras.InputSpec(shape=s, dtype=t.dtype, name=t.name)
             for s, t in zip(self.shapes, self._model.inputs, strict=True)
@@ -130,12 +147,14 @@ def openvino(exports: Exports, precision: str) -> Run:
     """
     model = compiled(exports, precision)
     dtypes = [i.element_type.to_dtype() for i in model.inputs]
-    order = _in_order([o.names for o in model.outputs])
+    order = _in_order([o.names for o in model.outputs], exports.count)
+    places = exports.order
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         batch = dict(enumerate(map(np.ascontiguousarray, arrays, dtypes)))
         found = model(batch, share_inputs=True, share_outputs=False)
-        return [found[i] for i in order]
+        known = [*arrays, *(found[i] for i in order)]
+        return [known[i] for i in places]
 
     return run
 
@@ -171,18 +190,18 @@ def _openvino() -> Any:
         del sys.modules[name]
 
 
-def _in_order(names: Sequence[set[str]]) -> list[int]:
-    """Where the outputs of the model are among the exported ones: from TensorFlow they come sorted
-    by name, ``Identity``, ``Identity_1``, ``Identity_10``, ``Identity_2``; one that is an input has
-    that input's name.
+def _in_order(names: Sequence[set[str]], count: int) -> list[int]:
+    """Where the outputs of the model are among the exported ones. From TensorFlow they come sorted
+    by name (``Identity``, ``Identity_1``, ``Identity_10``, ``Identity_2``), together with whatever
+    the graph computes and nobody reads.
     """
-    natural = list(range(len(names)))
-    found = [next(filter(None, map(_NAME.fullmatch, given)), None) for given in names]
-    numbers = [None if m is None else int(m[1] or 0) for m in found]
-    by_name = sorted(natural, key=lambda i: f"Identity_{i}" if i else "Identity")
-    if any(numbers) and all(n in (None, i) for n, i in zip(numbers, by_name, strict=True)):
-        return [by_name.index(i) for i in natural]
-    return natural
+    numbers = [next(filter(None, map(_NAME.fullmatch, given)), None) for given in names]
+    places = {int(m[1] or 0): i for i, m in enumerate(numbers) if m}
+    if sorted(places) == list(range(count)):
+        return [places[i] for i in range(count)]
+    if len(names) != count:
+        raise UnavailableError(f"the export has {len(names)} outputs, and the model {count}")
+    return list(range(count))
 
 
 _NAME = re.compile(r"Identity(?:_(\d+))?:0")
@@ -213,10 +232,12 @@ def onnxruntime(exports: Exports) -> Run:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     dtypes = [np.dtype(d) for d in exports.dtypes]
+    places = exports.order
 
     def run(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         batch = map(np.ascontiguousarray, arrays, dtypes)
-        return session.run(None, dict(zip(names, batch, strict=True)))
+        known = [*arrays, *session.run(None, dict(zip(names, batch, strict=True)))]
+        return [known[i] for i in places]
 
     return run
 
