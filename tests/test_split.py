@@ -174,7 +174,8 @@ def test_a_layer_shared_by_both_sides_learns_in_both():
 def test_names_may_clash_between_models_in_models():
     def tower(name):
         return keras.Sequential(
-            [keras.Input((6,)), layers.Dense(6, name="d", trainable=False), layers.Dense(6)], name=name
+            [keras.Input((6,)), layers.Dense(6, name="d", trainable=False), layers.Dense(6)],
+            name=name,
         )
 
     x = inputs = keras.Input((6,))

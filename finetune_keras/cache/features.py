@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from finetune_keras import graph
-from finetune_keras._errors import CacheError
+from finetune_keras._errors import CacheError, nearest
 from finetune_keras.cache import engines, fingerprint, manifest, source
 from finetune_keras.cache.augment import augmented
 from finetune_keras.cache.featureset import FeatureSet
@@ -82,9 +82,7 @@ def features(
     x, y, sample_weight = _unpacked(data)
     return compute(
         prefix,
-        source.source(
-            x, y, sample_weight, batch_size=batch_size, steps=steps, what="the data"
-        ),
+        source.source(x, y, sample_weight, batch_size=batch_size, steps=steps, what="the data"),
         directory=directory,
         views=views,
         dtype=dtype,
@@ -124,7 +122,9 @@ def compute(
 ) -> FeatureSet:
     """`features` of a `source.Source`."""
     if not isinstance(prefix, keras.Model):
-        hint = "; pass its .model" if isinstance(getattr(prefix, "model", None), keras.Model) else ""
+        hint = (
+            "; pass its .model" if isinstance(getattr(prefix, "model", None), keras.Model) else ""
+        )
         raise TypeError(f"expected a keras.Model; given a {type(prefix).__name__}{hint}")
     if not graph.is_functional(prefix):
         raise ValueError(
@@ -132,11 +132,14 @@ def compute(
             "as finetune_keras.split gives"
         )
     for what, value in (("views", views), ("memory", memory)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, _DTYPES))}; given {dtype!r}")
-    engines.check(engine)
+    if engine not in engines.NAMES:
+        raise ValueError(f"there is no engine {engine!r}: {nearest(str(engine), engines.NAMES)}")
     if key is not None and not isinstance(key, str):
         raise TypeError(f"key is a string of yours that names the data; given {key!r}")
     if views > 1 and not data.again and data.batches is None:
@@ -187,7 +190,7 @@ class _Pass:
         """Computes all that is not there yet."""
         try:
             self._resume(store)
-            self._compute(store)
+            bar = self._compute(store)
         except BaseException:
             store.close()
             raise
@@ -200,6 +203,8 @@ class _Pass:
                 f"{rows} in all: views are draws of the same examples"
             )
         record = self._record(store)
+        if bar.rate:
+            record["examples_per_second"] = round(bar.rate, 1)  # of this pass, reading included
         told = {"structure": self.structure, "engine_record": record, "engine": record["name"]}
         arrays = store.finish({**told, "batch_size": self.data.batch_size})
         return self._set(store, arrays, record)
@@ -217,7 +222,7 @@ class _Pass:
         self.structure = store.found["structure"]
         self.engine = store.found["engine_record"]["name"]  # not one half by another
 
-    def _compute(self, store: Memory | Folder) -> None:
+    def _compute(self, store: Memory | Folder) -> _Bar:
         total = None if self.data.batches is None else self.data.batches * self.views
         done = store.done or {"view": 0, "batch": 0, "rows": 0}
         rows, count = done["rows"], done.get("count", 0)
@@ -238,6 +243,7 @@ class _Pass:
         bar.end()
         if self.spec is None and store.done:  # killed when all was computed
             self._start(store, None, rows)
+        return bar
 
     def _read(self, view: int, start: int, store: Any):
         """The batches of one pass from ``start`` on; the one before is looked at again, since a
@@ -261,7 +267,9 @@ class _Pass:
         if self.augment is not None:
             given = [
                 keras.ops.convert_to_numpy(t)
-                for t in keras.tree.flatten(self.augment(_struct(self.augment, given), training=True))
+                for t in keras.tree.flatten(
+                    self.augment(_struct(self.augment, given), training=True)
+                )
             ]
         size = self.data.batch_size
         padded = [_padded(a, size) for a in given]
@@ -349,13 +357,16 @@ class _Bar:
     def step(self, size: int) -> None:
         self.done, self.examples = self.done + 1, self.examples + size
         if self.bar is not None:
-            rate = self.examples / (time.perf_counter() - self.start)
-            self.bar.update(self.done, [("examples/s", rate)], finalize=False)
+            self.bar.update(self.done, [("examples/s", self.rate)], finalize=False)
+
+    @property
+    def rate(self) -> float:
+        """Examples a second so far."""
+        return self.examples / (time.perf_counter() - self.start)
 
     def end(self) -> None:
         if self.bar is not None and self.examples:
-            rate = self.examples / (time.perf_counter() - self.start)
-            self.bar.update(self.done, [("examples/s", rate)], finalize=True)
+            self.bar.update(self.done, [("examples/s", self.rate)], finalize=True)
 
 
 def _flat(model: keras.Model, x: Any, number: int) -> list[np.ndarray]:

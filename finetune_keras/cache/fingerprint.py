@@ -16,7 +16,7 @@ import numpy as np
 from finetune_keras import graph
 from finetune_keras.tape import Tape, inside, tape, tensors
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "weights"]
 
 _NAMES = ("name", "trainable", "shared_object_id", "registered_name", "build_config")
 
@@ -36,12 +36,17 @@ def fingerprint(model: keras.Model) -> dict[str, str]:
     """
     shape = hashlib.blake2b(digest_size=16)
     _graph(tape(model), shape)
-    weights = hashlib.blake2b(digest_size=16)
+    return {"graph": shape.hexdigest(), "weights": weights(model)}
+
+
+def weights(model: keras.Model) -> str:
+    """A digest of all weights of a model."""
+    total = hashlib.blake2b(digest_size=16)
     for unit in graph.opened(model).units:
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(unit.variable))
-        weights.update(f"{value.shape} {value.dtype}".encode())
-        weights.update(value.view("uint8").data if value.size else b"")
-    return {"graph": shape.hexdigest(), "weights": weights.hexdigest()}
+        total.update(f"{value.shape} {value.dtype}".encode())
+        total.update(value.reshape(-1).view("uint8").data)
+    return total.hexdigest()
 
 
 def _graph(this: Tape, into: Any) -> None:

@@ -168,12 +168,8 @@ def fit(
     given |= {"memory": memory, "verbose": verbose}
     prepare = _preprocess(model)
     if validation_split and validation_data is None:
-        (x, y, sample_weight), validation_data = source.split(
-            x, y, sample_weight, validation_split
-        )
-    train = _source(
-        x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data"
-    )
+        (x, y, sample_weight), validation_data = source.split(x, y, sample_weight, validation_split)
+    train = _source(x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data")
     val = None
     if validation_data is not None:
         val = _source(
