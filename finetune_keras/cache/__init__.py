@@ -1,0 +1,1 @@
+"""Never compute a frozen layer twice."""
