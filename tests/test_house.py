@@ -67,6 +67,8 @@ ORDER = [
     "build",
     "replace_head",
     "outputs",
+    "cache.probe",
+    "cache.solver",
     "cache",
     "check.findings",
     "check.sample",
