@@ -28,6 +28,7 @@ GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 _FOLDS = 5
 _MANY = 20_000  # examples, from which one fold of the five is scored
 _LARGE = 1 << 26  # numbers in the features, above which they are not copied to float64
+_STEPS = 5000  # after which scikit-learn gives up
 _NEVER = 30.0  # in place of infinity: a logit that is as good as impossible, e**-30
 
 
@@ -153,7 +154,7 @@ def solve(
     for train_x, train_y, train_w, test_x, test_y, test_w in pairs:
         standard = _Standard(train_x, train_w, probe.layer.use_bias)
         test_x = standard(test_x)
-        fits = _path(probe, standard(train_x), train_y, train_w, grid, tol=1e-5)
+        fits = _path(probe, standard(train_x), train_y, train_w, grid, tol=1e-6)
         for i, fit in enumerate(fits):
             logits = test_x @ fit.kernel + fit.bias
             totals[:, i] += _loss(probe, logits, test_y, test_w, train_y[train_w > 0])
@@ -242,7 +243,7 @@ class _Logistic:
         self.sigmoid = probe.task != "classification"
         self.seen = np.unique(self.y)
         self.model = LogisticRegression(
-            fit_intercept=probe.layer.use_bias, tol=tol, max_iter=5000, warm_start=True
+            fit_intercept=probe.layer.use_bias, tol=tol, max_iter=_STEPS, warm_start=True
         )
 
     def __call__(self, l2: float) -> _Fit:
@@ -302,18 +303,18 @@ def _folds(
 
     rows = np.flatnonzero(w if w.ndim == 1 else w.any(axis=1))
     if probe.task in ("classification", "binary"):
-        y = y.reshape(len(y))[rows]
-        counts = np.unique(y, return_counts=True)[1]
+        classes = y.reshape(len(y))[rows]
+        counts = np.unique(classes, return_counts=True)[1]
         least = min(counts[counts > 1], default=0)  # a single one is trained on or not scored
         kind = StratifiedKFold
     else:
-        least, kind = len(rows), KFold
+        least, kind, classes = len(rows), KFold, None
     if least < 2:
         return []
     folds = kind(min(_FOLDS, int(least)), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")
-        found = [(rows[a], rows[b]) for a, b in folds.split(rows, y)]
+        found = [(rows[a], rows[b]) for a, b in folds.split(rows, classes)]
     return found[:1] if len(rows) > _MANY else found
 
 
