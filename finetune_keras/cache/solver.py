@@ -5,8 +5,10 @@ the optimum, with a penalty chosen from a small grid, and nobody has to choose r
 
 The penalty is ``l2 / 2 * sum(kernel**2)`` beside the *sum* of the losses of all examples (scikit-
 learn's ``C`` is ``1 / l2``; of a squared error half is meant, and ``l2`` is the ``alpha`` of
-``Ridge``). It acts on the kernel for features of mean 0 and deviation 1, so that one grid fits all
-backbones; the standardisation is then folded into kernel and bias.
+``Ridge``). It acts on the kernel for features that are centred and divided by one number, their
+root mean square deviation, so that one grid fits all backbones; both are then folded into kernel
+and bias. Not divided each by its own: among the features of a network those that hardly vary tell
+least, and with few examples they would be blown up to the size of the others.
 """
 
 from __future__ import annotations
@@ -102,9 +104,9 @@ def solve(
     out from 20,000 examples on). Examples of a class that the others lack are not scored. Then it
     is fitted on all of ``x``, never on the validation data.
 
-    The penalty is on the kernel for standardised features, see `finetune_keras.cache.solver`;
-    the layer's own regularisers are ignored. Without a bias, features are divided by their
-    deviation only.
+    The penalty is on the kernel for features that are centred and of deviation 1 over all, see
+    `finetune_keras.cache.solver`; the layer's own regularisers are ignored. Without a bias,
+    features are not centred.
 
     A class that has no example gets a kernel of 0 and a bias that makes it improbable: no more
     than e**-30 as likely as the likeliest class (without a bias it is only never the likeliest).
@@ -186,21 +188,23 @@ class _Fit:
 
 
 class _Standard:
-    """To mean 0 and deviation 1; a feature that never changes is left as it is."""
+    """To mean 0, each feature, and a mean square of 1 over all of them."""
 
     def __init__(self, x: np.ndarray, weight: np.ndarray, centred: bool) -> None:
-        from sklearn.preprocessing import StandardScaler
-
         weight = weight.sum(axis=1) if weight.ndim > 1 else weight
-        self.scaler = StandardScaler(with_mean=centred).fit(x, sample_weight=weight)
+        share = weight / weight.sum()
+        self.centred = centred
+        self.mean = share.astype(x.dtype) @ x
+        rest = x - self.mean
+        square = np.einsum("ij,ij->i", rest, rest, dtype=x.dtype) @ share / x.shape[1]
+        self.scale = float(np.sqrt(square)) or 1.0  # nothing changes: nothing to scale
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.scaler.transform(x)
+        return (x - self.mean if self.centred else x) / x.dtype.type(self.scale)
 
     def folded(self, fit: _Fit) -> tuple[np.ndarray, np.ndarray]:
-        kernel = fit.kernel / self.scaler.scale_[:, None]
-        centred = self.scaler.with_mean
-        return kernel, fit.bias - self.scaler.mean_ @ kernel if centred else fit.bias
+        kernel = fit.kernel / self.scale
+        return kernel, fit.bias - self.mean @ kernel if self.centred else fit.bias
 
 
 def _path(
