@@ -206,8 +206,8 @@ def test_callbacks_see_the_model(tmp_path):
 
 def test_early_stopping_stops_and_restores():
     x, y = images(24)
-    settings = dict(monitor="val_loss", patience=1, restore_best_weights=True, mode="max")
-    model, history = compare(
+    settings = {"monitor": "val_loss", "patience": 1, "restore_best_weights": True, "mode": "max"}
+    _model, history = compare(
         built,
         lambda: (x, y),
         validation_split=0.25,
@@ -323,6 +323,45 @@ def test_features_in_half_precision_train_too():
     ftk.fit(half, x, y, epochs=2, verbose=0, shuffle=False, dtype="float16")
     for one, other in zip(exact.trainable_variables, half.trainable_variables, strict=True):
         same(one, value(other), atol=2e-2)
+
+
+def test_a_probe_is_solved():
+    x, y = images(60)
+    x += np.random.default_rng(0).normal(0, 30, x.shape).astype("float32")
+    trained, probe = (built(head=heads.Classification(3)) for _ in range(2))
+    steps = int(value(probe.optimizer.iterations))
+    seen = Watch()
+    ftk.fit(trained, x, y, epochs=60, verbose=0, validation_split=0.5)
+    history = ftk.fit(
+        probe, x, y, verbose=0, validation_split=0.5, solver="lbfgs", callbacks=[seen]
+    )
+    assert history.epoch == [0]
+    assert history.history["val_loss"][0] <= 1.05 * min(trained.history.history["val_loss"])
+    loss = probe.evaluate(x[30:], y[30:], verbose=0)[0]
+    assert loss == pytest.approx(history.history["val_loss"][0], rel=1e-3)
+    assert history.solution.converged
+    assert int(value(probe.optimizer.iterations)) == steps
+    assert seen.calls == [("epoch", 0, ("accuracy", "loss", "val_accuracy", "val_loss"))]
+
+
+def test_a_solved_probe_knows_weights_of_classes():
+    x, y = images(60)
+    plain, heavy = (built(head=heads.Classification(3)) for _ in range(2))
+    ftk.fit(plain, x, y, verbose=0, solver="lbfgs")
+    ftk.fit(heavy, x, y, verbose=0, solver="lbfgs", class_weight={0: 1.0, 1: 50.0, 2: 1.0})
+    mean = [m.predict(x, verbose=0)[:, 1].mean() for m in (plain, heavy)]
+    assert mean[1] > mean[0]
+
+
+def test_what_cannot_be_solved_is_said_before_the_pass(ran_once):
+    x, y = images(12)
+    with pytest.raises(ValueError, match="no solver 'newton'.*'lbfgs'"):
+        ftk.fit(built(), x, y, solver="newton")
+    with pytest.raises(ValueError, match="one dense layer"):
+        ftk.fit(built(select.nothing()), x, y, solver="lbfgs")
+    with pytest.raises(ValueError, match="hidden|two|2"):
+        ftk.fit(built(), x, y, solver="lbfgs")
+    assert ran_once == []
 
 
 def test_augmentation_becomes_views():

@@ -50,14 +50,14 @@ def test_a_residual_across_the_cut_makes_two_tensors():
     y = layers.Dense(6, name="b", trainable=False)(x)
     y = layers.Dense(6, name="c")(y)
     model = keras.Model(inputs, layers.Add(name="sum")([x, y]), name="skips")
-    prefix, suffix = together(model, vectors(4)[0])
+    prefix, _suffix = together(model, vectors(4)[0])
     assert [t.shape for t in prefix.outputs] == [(None, 6), (None, 6)]
     assert divide(model).paths == ("b", "a")
 
 
 def test_nothing_frozen_gives_an_empty_prefix():
     x = np.ones((2, 6), "float32")
-    prefix, suffix = together(chain(), x)
+    prefix, _suffix = together(chain(), x)
     assert not prefix.weights
     same(prefix(x), x, atol=0)
 
@@ -128,7 +128,7 @@ def test_several_inputs_and_outputs_keep_their_names_and_structure():
     }
     model = keras.Model({"a": a, "b": b}, outputs, name="many")
     x = {"a": np.ones((2, 6), "float32"), "b": np.ones((2, 4), "float32")}
-    prefix, suffix = together(model, x)
+    _prefix, suffix = together(model, x)
     assert suffix.output_names == model.output_names
     assert set(suffix.output) == {"one", "two"}
 
@@ -190,7 +190,7 @@ def test_a_task_of_kerashub_is_a_model_like_any():
     backbone = zoo.KERAS_HUB["ResNet"]()
     task = keras_hub.models.ResNetImageClassifier(backbone=backbone, num_classes=3)
     backbone.trainable = False
-    prefix, suffix = together(task, np.ones((2, 64, 64, 3), "float32"), atol=1e-5)
+    _prefix, suffix = together(task, np.ones((2, 64, 64, 3), "float32"), atol=1e-5)
     assert len(suffix.trainable_variables) == 2
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from finetune_keras import graph
 from finetune_keras._errors import CacheError, nearest
-from finetune_keras.cache import engines, fingerprint, manifest, source
+from finetune_keras.cache import engines, fingerprint, source
 from finetune_keras.cache.augment import augmented
 from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.rows import dtype_of

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 
 from finetune_keras import _private, graph
-from finetune_keras.cache import bridge, source, store
+from finetune_keras._errors import nearest
+from finetune_keras.cache import bridge, solved, source, store
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.featureset import FeatureSet
@@ -60,6 +61,7 @@ def fit(
     tolerance: float = 0.01,
     key: str | None = None,
     memory: int | None = None,
+    solver: str | None = None,
 ) -> keras.callbacks.History:
     """Trains a model as ``model.fit`` does, but runs what is frozen only once.
 
@@ -104,6 +106,10 @@ def fit(
         tolerance: how far another engine may be from Keras.
         key: your name for the data, instead of a fingerprint of them.
         memory: bytes of features in memory; by default a quarter of what is free.
+        solver: ``"lbfgs"`` finds the optimum of a single dense layer on the features with
+            scikit-learn, in place of epochs of small steps: over a grid of L2 penalties, the best
+            by the validation data or else by cross-validation. It reports one epoch, and leaves
+            the optimizer as it is; ``history.solution`` tells what was chosen.
 
     Returns:
         The ``keras.callbacks.History``, also in ``model.history``.
@@ -111,7 +117,8 @@ def fit(
     Raises:
         CacheError: if the folder cannot be used; model and folder are then as they were.
         ValueError: if the data are empty or change shape, or are a generator that plain
-            ``model.fit`` would have to read several times.
+            ``model.fit`` would have to read several times; if ``solver`` is given and more than
+            one dense layer learns.
 
     Examples:
         >>> import finetune_keras as ftk
@@ -148,7 +155,13 @@ def fit(
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
         why, division = "the frozen part gives tensors without a batch axis", None
+    _check_solver(solver)
     if division is None or not division.frozen:
+        if solver is not None:
+            raise ValueError(
+                f"solver={solver!r} is for one dense layer on a frozen network; "
+                + (why or "nothing is frozen before what learns: freeze=select.backbone()")
+            )
         if why:
             warnings.warn(
                 f"{model.name!r} is trained by plain model.fit, which computes the frozen part at "
@@ -158,6 +171,7 @@ def fit(
         _check_generator(x, epochs - initial_epoch, steps_per_epoch)
         return model.fit(**plain)
     _current(model)
+    probe = solved.check(model, division.suffix) if solver is not None else None
     if views == 1 and augments(division.prefix):
         warnings.warn(
             "the augmentation at the start of the model is off in this training, since each "
@@ -165,7 +179,7 @@ def fit(
             stacklevel=2,
         )
     given = {"dtype": dtype, "engine": engine, "tolerance": tolerance, "key": key}
-    given |= {"memory": memory, "verbose": verbose}
+    given |= {"memory": memory, "verbose": 1 if verbose == "auto" else verbose}
     prepare = _preprocess(model)
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = source.split(x, y, sample_weight, validation_split)
@@ -186,6 +200,18 @@ def fit(
     held = None
     if val is not None:
         held = compute(division.prefix, val, directory=folder and folder / "validation", **given)
+    if probe is not None:
+        _compiled(model, division.suffix)
+        return solved.run(
+            model,
+            division.suffix,
+            probe,
+            found,
+            held,
+            class_weight=class_weight,
+            callbacks=callbacks,
+            verbose=given["verbose"],
+        )
     return _train(
         model,
         division,
@@ -197,9 +223,14 @@ def fit(
             "validation_steps": None if val is None or _cut_short(val) else validation_steps,
         },
         shuffle=bool(shuffle),
-        verbose=1 if verbose == "auto" else verbose,
+        verbose=given["verbose"],
         callbacks=callbacks,
     )
+
+
+def _check_solver(solver: str | None) -> None:
+    if solver is not None and solver not in solved.SOLVERS:
+        raise ValueError(f"there is no solver {solver!r}: {nearest(str(solver), solved.SOLVERS)}")
 
 
 def _obstacle(model: keras.Model) -> str | None:

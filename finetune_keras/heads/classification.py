@@ -36,6 +36,10 @@ class Classification(Trunk):
             ``"gem"``, ``"attention"``, for sequences ``"first"`` or ``"mean"``; ``None`` to
             flatten them. See `finetune_keras.heads.pooling.pool`.
         normalization: ``"batch"`` or ``"layer"``, of the pooled features; ``None`` for none.
+        feature_noise: Gaussian noise on the pooled features while training, in standard
+            deviations of the example's features; see `finetune_keras.heads.augmentation`.
+        feature_brightness: greatest random shift of the pooled features while training, as a part
+            of their range, below 1 (Bär et al. 2024, arXiv:2403.10519).
         multi_label: whether an example may have several classes, or none.
         from_logits: whether the output is logits, with a loss and metrics that take them, instead
             of probabilities.

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from finetune_keras._errors import HeadError
-from finetune_keras.heads import base, pooling
+from finetune_keras.heads import augmentation, base, pooling
 
 __all__ = ["Trunk"]
 
@@ -21,7 +21,8 @@ _NORMALIZATIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trunk(base.Head):
-    """Pooling, normalisation, hidden dense layers and dropout, in this order.
+    """Pooling, augmentation of the features, normalisation, hidden dense layers and dropout, in
+    this order.
 
     A subclass adds ``hidden``, the widths of dense layers before the last one, after the arguments
     that it takes by position: a dataclass puts a field of its parent before its own.
@@ -34,6 +35,10 @@ class Trunk(base.Head):
             ``"gem"``, ``"attention"``, for sequences ``"first"`` or ``"mean"``; ``None`` to
             flatten them. See `finetune_keras.heads.pooling.pool`.
         normalization: ``"batch"`` or ``"layer"``, of the pooled features; ``None`` for none.
+        feature_noise: Gaussian noise on the pooled features while training, in standard
+            deviations of the example's features; see `finetune_keras.heads.augmentation`.
+        feature_brightness: greatest random shift of the pooled features while training, as a part
+            of their range, below 1 (Bär et al. 2024, arXiv:2403.10519).
     """
 
     activation: str = "relu"
@@ -42,6 +47,8 @@ class Trunk(base.Head):
     l2: float = 0.0
     pooling: str | None = "avg"
     normalization: str | None = None
+    feature_noise: float = 0.0
+    feature_brightness: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.hidden, list | tuple):
@@ -57,6 +64,8 @@ class Trunk(base.Head):
         base.check_number("dropout", self.dropout, 0, 1)
         base.check_number("l1", self.l1, 0)
         base.check_number("l2", self.l2, 0)
+        base.check_number("feature_noise", self.feature_noise, 0)
+        base.check_number("feature_brightness", self.feature_brightness, 0, 1)
         pooling.check_pooling(self.pooling)
         known = isinstance(self.normalization, str | None) and self.normalization in _NORMALIZATIONS
         if not known:
@@ -79,6 +88,10 @@ class Trunk(base.Head):
                 f"the features have no fixed width, shape {features.shape}: "
                 "give the backbone an input_shape"
             )
+        if self.feature_brightness:
+            x = augmentation.brighten(x, self.feature_brightness, prefix=prefix)
+        if self.feature_noise:
+            x = augmentation.disturb(x, self.feature_noise, prefix=prefix)
         precision = base.policy(x)
         normalization = _NORMALIZATIONS[self.normalization]
         if normalization is not None:
