@@ -1,7 +1,5 @@
 """``fit`` with the frozen part computed once is ``model.fit``."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from conftest import chain, images, residual, same, value, vectors
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
+from finetune_keras.cache import forward
 
 layers = keras.layers
 
@@ -47,14 +46,13 @@ def compare(make, given, *, atol=1e-5, **settings):
 def ran_once(monkeypatch):
     """Counts the examples that go through a frozen part."""
     seen = []
-    passes = sys.modules["finetune_keras.cache.features"]._Pass  # the name is the function's too
-    arrays = passes._arrays
+    arrays = forward.Pass._arrays
 
     def counting(self, batch, number):
         seen.append(batch.size)
         return arrays(self, batch, number)
 
-    monkeypatch.setattr(passes, "_arrays", counting)
+    monkeypatch.setattr(forward.Pass, "_arrays", counting)
     return seen
 
 

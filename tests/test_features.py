@@ -97,7 +97,7 @@ def test_a_key_stands_for_the_data(prefix, data, tmp_path):
         ftk.features(prefix, other, directory=tmp_path, key="flowers 2", verbose=0)
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -105,7 +105,7 @@ def stopping(x, y, after):
     """Batches of 4 that end with an exception."""
     for i in range(0, len(x), 4):
         if i == after * 4:
-            raise Stop
+            raise StopError
         yield x[i : i + 4], y[i : i + 4]
 
 
@@ -122,13 +122,13 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, i):
         if i == self.fail:
-            raise Stop
+            raise StopError
         return self.x[i * 4 : i * 4 + 4], self.y[i * 4 : i * 4 + 4]
 
 
 def test_a_pass_that_was_stopped_goes_on_where_it_was(prefix, data, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_EVERY", 0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         ftk.features(prefix, Batches(*data, fail=3), directory=tmp_path, verbose=0)
     kept = json.loads((tmp_path / "manifest.json").read_text())
     assert kept["state"] == "partial"
@@ -155,7 +155,7 @@ def test_a_pass_that_was_stopped_goes_on_where_it_was(prefix, data, tmp_path, mo
 
 def test_a_pass_does_not_go_on_with_data_in_another_order(prefix, data, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_EVERY", 0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         ftk.features(prefix, Batches(*data, fail=3), directory=tmp_path, key="k", verbose=0)
     other = Batches(data[0][::-1], data[1][::-1])
     with pytest.raises(CacheError, match="another order now"):
