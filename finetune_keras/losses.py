@@ -74,25 +74,28 @@ class WeightedCrossentropy(keras.losses.Loss):
                 values = values * (hard * yes + (1.0 - hard) * no)
             return ops.mean(values, axis=-1)
         values = self.loss.call(y_true, y_pred)
-        sparse = isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy)
+        weight = ops.convert_to_tensor(self.class_weight or [1.0], dtype=values.dtype)
+        if not isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy):
+            return values * ops.sum(ops.cast(y_true, values.dtype) * weight, axis=-1)
+        labels = ops.cast(ops.reshape(y_true, ops.shape(values)), "int32")
+        config = self.loss.get_config()
         if smooth:
             # (1 - e) times the loss of the label, e times the mean of the losses of all.
-            config = self.loss.get_config()
             uniform = ops.ones_like(y_pred) / y_pred.shape[-1]
             spread = keras.losses.categorical_crossentropy(
                 uniform, y_pred, from_logits=config["from_logits"]
             )
-            if config["ignore_class"] is not None:
-                labels = ops.cast(ops.reshape(y_true, ops.shape(spread)), "int32")
-                spread = ops.where(labels == config["ignore_class"], 0.0, spread)
             values = (1.0 - smooth) * values + smooth * spread
-        if self.class_weight is None:
+        if self.class_weight is not None:
+            values = values * ops.take(weight, ops.clip(labels, 0, len(self.class_weight) - 1))
+        if config["ignore_class"] is None:
             return values
-        weight = ops.convert_to_tensor(self.class_weight, dtype=values.dtype)
-        if sparse:
-            labels = ops.cast(ops.reshape(y_true, ops.shape(values)), "int32")
-            return values * ops.take(weight, ops.clip(labels, 0, len(self.class_weight) - 1))
-        return values * ops.sum(ops.cast(y_true, values.dtype) * weight, axis=-1)
+        known = ops.cast(labels != config["ignore_class"], values.dtype)
+        values = ops.where(known > 0, values, 0.0)
+        if self.reduction == "sum":
+            return values
+        # The mean is over the labels that count, as in Keras, whose mask on ``values`` is lost.
+        return values * ops.sum(ops.ones_like(known)) / ops.maximum(ops.sum(known), 1.0)
 
     def get_config(self) -> dict[str, Any]:
         """The loss within, smoothing and weights, beside Keras' own."""
@@ -160,7 +163,7 @@ def adjusted(
         weight = None if class_weight is False else class_weight
     if smooth == 0.0 and weight is None:
         return loss
-    return WeightedCrossentropy(loss, smooth, weight)
+    return WeightedCrossentropy(loss, smooth, weight, reduction=loss.reduction)
 
 
 def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence[str] = ()) -> Any:

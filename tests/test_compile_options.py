@@ -42,6 +42,17 @@ def test_class_weights_are_those_of_fit(sparse):
     same(found(y, P), plain(y, P, sample_weight=np.array(weight)[Y]), atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("options", [{"class_weight": [1, 2, 5]}, {"label_smoothing": 0.1}])
+def test_an_ignored_class_adds_nothing_to_loss_or_mean(options, reduction):
+    plain = SPARSE(ignore_class=-1, reduction=reduction)
+    found = losses.adjusted(plain, **options)
+    assert losses.WeightedCrossentropy.from_config(found.get_config()).reduction == reduction
+    kept = losses.adjusted(SPARSE(reduction=reduction), **options)
+    same(found(np.array([0, -1, 1]), P), kept(np.array([0, 1]), P[[0, 2]]), atol=1e-6)
+    same(plain(np.array([0, -1, 1]), P), SPARSE(reduction=reduction)([0, 1], P[[0, 2]]), atol=1e-6)
+
+
 def test_binary_class_weights():
     plain = keras.losses.BinaryCrossentropy()
     y, p = np.array([[0.0], [1.0], [1.0]]), np.array([[0.3], [0.6], [0.9]])
