@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import numbers
 import warnings
 from typing import Any
 
 import keras
 
 from finetune_keras import _private, graph, losses, optimizers, parts, record
+from finetune_keras._errors import nearest
 from finetune_keras.heads import uncertainty
 
 __all__ = ["compile", "learning", "recompile"]
@@ -99,7 +101,7 @@ def compile(  # noqa: A001 - Keras' own word for it
         raise ValueError(
             f"the model {model.name!r} is not built: call it on a batch once, or give it an Input"
         )
-    _check(given)
+    _check(model, given)
     if loss is None and not model.compiled:
         raise ValueError(
             f"the model {model.name!r} was never compiled, so there is no loss to keep: give loss="
@@ -161,15 +163,29 @@ def _adjusted(model: keras.Model, loss: Any, smoothing: Any, class_weight: Any, 
     def one(name: str, loss: Any, smoothing: Any, class_weight: Any, counts: Any) -> Any:
         if class_weight is not None:
             size = _width(model, name)
+            if class_weight is not False and size and size > 1 and losses.is_binary(loss):
+                raise ValueError(
+                    "class_weight= is for labels of one class an example, and each of the "
+                    f"{size} here is 0 or 1 for itself: give sample_weight to fit"
+                )
             names = outputs[name].class_names if name in outputs else ()
+            if size == 1 and len(names) == 1:  # of the answer yes
+                names = (f"not {names[0]}", names[0])
             class_weight = losses.weights(class_weight, counts, 2 if size == 1 else size, names)
         return losses.adjusted(loss, label_smoothing=smoothing, class_weight=class_weight)
 
     if not isinstance(loss, dict):
+        names = getattr(model, "output_names", None) or ()
+        if len(names) > 1:
+            raise ValueError(
+                "label_smoothing= and class_weight= of several outputs need the losses by name: "
+                f"loss={{{', '.join(f'{n!r}: ...' for n in names)}}}; given {loss!r}"
+            )
         return one("", loss, smoothing, class_weight, counts)
     given = {"label_smoothing": smoothing, "class_weight": class_weight, "counts": counts}
     for option, value in given.items():
-        if value is not None and not (isinstance(value, dict) and set(value) <= set(loss)):
+        known = set(loss) if option != "counts" else set(class_weight or {})
+        if value is not None and not (isinstance(value, dict) and set(value) <= known):
             raise ValueError(
                 f"{option}= for several outputs is a dict by their names, {', '.join(loss)}; "
                 f"given {value!r}"
@@ -186,20 +202,45 @@ def _width(model: keras.Model, name: str) -> int | None:
     if not graph.is_functional(model):
         return None
     outputs = graph.ends(model)[1]
-    return (outputs[name] if name else outputs).shape[-1]
+    if isinstance(outputs, dict):
+        return outputs[name].shape[-1] if name in outputs else None
+    flat, names = keras.tree.flatten(outputs), getattr(model, "output_names", None) or [""]
+    at = names.index(name) if name in names else 0
+    return flat[at].shape[-1] if name in names or len(flat) == 1 else None
 
 
-def _check(given: dict[str, Any]) -> None:
-    """Keras would find a misspelt name in the next ``fit`` only."""
+def _check(model: keras.Model, given: dict[str, Any]) -> None:
+    """Keras would find these in the next ``fit`` only."""
     for name in keras.tree.flatten(given.get("loss")):
         if isinstance(name, str):
             keras.losses.get(name)
     for name in keras.tree.flatten([given.get("metrics"), given.get("weighted_metrics")]):
         if isinstance(name, str) and name not in ("accuracy", "acc", "crossentropy", "ce"):
             keras.metrics.get(name)
+    names = _output_names(model)
+    for option in ("loss", "metrics", "weighted_metrics", "loss_weights"):
+        by_name = given.get(option)
+        for name in by_name if names and isinstance(by_name, dict) else ():
+            if name not in names:
+                raise ValueError(
+                    f"{option}= has {name!r}, which is no output; {nearest(str(name), names)}"
+                )
     steps = given.get("steps_per_execution", 1)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
         raise ValueError(f"steps_per_execution must be an integer of 1 or more; given {steps!r}")
+    jit = given.get("jit_compile", "auto")
+    if not isinstance(jit, bool) and jit != "auto":
+        raise ValueError(f"jit_compile is True, False or 'auto'; given {jit!r}")
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """By which losses and metrics are given; none where the graph does not tell."""
+    if not graph.is_functional(model):
+        return []
+    outputs = graph.ends(model)[1]
+    return list(
+        outputs if isinstance(outputs, dict) else getattr(model, "output_names", None) or ()
+    )
 
 
 def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given: Any) -> None:

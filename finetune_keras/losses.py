@@ -6,6 +6,7 @@ classes in ``fit`` alone. `adjusted` puts both into a loss, of any of the cross-
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from keras import ops
 
 from finetune_keras._errors import nearest
 
-__all__ = ["WeightedCrossentropy", "adjusted", "balanced", "weights"]
+__all__ = ["WeightedCrossentropy", "adjusted", "balanced", "is_binary", "weights"]
 
 _KINDS = {
     "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
@@ -73,25 +74,28 @@ class WeightedCrossentropy(keras.losses.Loss):
                 values = values * (hard * yes + (1.0 - hard) * no)
             return ops.mean(values, axis=-1)
         values = self.loss.call(y_true, y_pred)
-        sparse = isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy)
+        weight = ops.convert_to_tensor(self.class_weight or [1.0], dtype=values.dtype)
+        if not isinstance(self.loss, keras.losses.SparseCategoricalCrossentropy):
+            return values * ops.sum(ops.cast(y_true, values.dtype) * weight, axis=-1)
+        labels = ops.cast(ops.reshape(y_true, ops.shape(values)), "int32")
+        config = self.loss.get_config()
         if smooth:
             # (1 - e) times the loss of the label, e times the mean of the losses of all.
-            config = self.loss.get_config()
             uniform = ops.ones_like(y_pred) / y_pred.shape[-1]
             spread = keras.losses.categorical_crossentropy(
                 uniform, y_pred, from_logits=config["from_logits"]
             )
-            if config["ignore_class"] is not None:
-                labels = ops.cast(ops.reshape(y_true, ops.shape(spread)), "int32")
-                spread = ops.where(labels == config["ignore_class"], 0.0, spread)
             values = (1.0 - smooth) * values + smooth * spread
-        if self.class_weight is None:
+        if self.class_weight is not None:
+            values = values * ops.take(weight, ops.clip(labels, 0, len(self.class_weight) - 1))
+        if config["ignore_class"] is None:
             return values
-        weight = ops.convert_to_tensor(self.class_weight, dtype=values.dtype)
-        if sparse:
-            labels = ops.cast(ops.reshape(y_true, ops.shape(values)), "int32")
-            return values * ops.take(weight, ops.clip(labels, 0, len(self.class_weight) - 1))
-        return values * ops.sum(ops.cast(y_true, values.dtype) * weight, axis=-1)
+        known = ops.cast(labels != config["ignore_class"], values.dtype)
+        values = ops.where(known > 0, values, 0.0)
+        if self.reduction == "sum":
+            return values
+        # The mean is over the labels that count, as in Keras, whose mask on ``values`` is lost.
+        return values * ops.sum(ops.ones_like(known)) / ops.maximum(ops.sum(known), 1.0)
 
     def get_config(self) -> dict[str, Any]:
         """The loss within, smoothing and weights, beside Keras' own."""
@@ -146,7 +150,8 @@ def adjusted(
             f"{given!r}: {nearest(str(given), _KINDS)}"
         )
     if label_smoothing is not None:
-        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
+        number = isinstance(label_smoothing, numbers.Real) and not isinstance(label_smoothing, bool)
+        if not number or not 0 <= label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be from 0 and below 1; given {label_smoothing!r}"
             )
@@ -158,7 +163,7 @@ def adjusted(
         weight = None if class_weight is False else class_weight
     if smooth == 0.0 and weight is None:
         return loss
-    return WeightedCrossentropy(loss, smooth, weight)
+    return WeightedCrossentropy(loss, smooth, weight, reduction=loss.reduction)
 
 
 def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence[str] = ()) -> Any:
@@ -167,15 +172,14 @@ def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence
     Args:
         class_weight: ``"balanced"``, a dict by class name or number (1 for those left out), a
             list, or ``False``.
-        counts: of the examples of each class, for ``"balanced"``.
+        counts: of the examples of each class, for ``"balanced"``: a list, or a dict by class name
+            or number.
         classes: their number, ``None`` where nobody knows (a list then says it).
         names: of the classes, if they have any.
 
     Raises:
         ValueError: if they do not fit.
     """
-    if class_weight is False:
-        return False
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(
@@ -186,29 +190,49 @@ def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence
                 "class_weight='balanced' needs counts=, the number of examples of each class, "
                 "such as np.bincount(labels)"
             )
-        if isinstance(counts, Mapping) and names and set(counts) == set(names):
-            counts = [counts[n] for n in names]
-        found = balanced(counts)
-    elif isinstance(class_weight, Mapping):
-        classes = classes or 1 + max(class_weight)
-        found = [1.0] * classes
-        for key, value in class_weight.items():
-            place = names.index(key) if key in names else key
-            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < classes:
-                known = nearest(str(key), names) if names else f"there are 0 to {classes - 1}"
-                raise ValueError(f"class_weight= has no class {key!r}; {known}")
-            found[place] = float(value)
-    else:
-        found = list(class_weight)
-    if len(found) != (classes or len(found)) or not all(w >= 0 for w in found):
-        what = "counts=" if isinstance(class_weight, str) else "class_weight="
+        return balanced(_by_class("counts=", counts, classes, names, 0), names)
+    if counts is not None:
         raise ValueError(
-            f"{what} takes {classes} numbers, one a class, none below 0; given {len(found)}"
+            f"counts= goes with class_weight='balanced'; given class_weight={class_weight!r}"
         )
-    return found
+    if class_weight is False:
+        return False
+    return _by_class("class_weight=", class_weight, classes, names, 1)
 
 
-def balanced(counts: Any) -> list[float]:
+def _by_class(
+    what: str, given: Any, classes: int | None, names: Sequence[str], default: int
+) -> list[float]:
+    """Numbers in the order of the classes; ``default`` for those that a dict leaves out."""
+    found: Any = given
+    if isinstance(given, Mapping):
+        if classes is None:
+            numbered = [key for key in given if isinstance(key, numbers.Integral)]
+            classes = 1 + max(map(int, numbered), default=0)
+        found = [default] * classes
+        for key, value in given.items():
+            place = names.index(key) if key in names else key
+            # ``numpy.unique`` gives NumPy's integers.
+            number = isinstance(place, numbers.Integral) and not isinstance(place, bool)
+            if not number or not 0 <= place < classes:
+                known = nearest(str(key), names) if names else f"there are 0 to {classes - 1}"
+                raise ValueError(f"{what} has no class {key!r}; {known}")
+            found[place] = value
+    takes = f"{what} takes {classes or 'some'} numbers, one a class, none below 0"
+    try:
+        array = np.asarray(found)
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if array.ndim != 1 or array.dtype.kind not in "iuf" or not len(array):
+        raise ValueError(f"{takes}; given {given!r}")
+    if len(array) != (classes or len(array)):
+        raise ValueError(f"{takes}; given {len(array)}")
+    if not (np.isfinite(array) & (array >= 0)).all():
+        raise ValueError(f"{takes}; given {given!r}")
+    return array.astype("float64").tolist()
+
+
+def balanced(counts: Sequence[float], names: Sequence[str] = ()) -> list[float]:
     """Weights that make every class count the same: ``n / (classes * n_class)``.
 
     With them the mean weight of an example is 1 (King and Zeng 2001; scikit-learn's
@@ -216,7 +240,8 @@ def balanced(counts: Any) -> list[float]:
 
     Args:
         counts: number of examples of each class in the order of the labels, as
-            ``np.bincount(labels)`` gives; or a dict of them.
+            ``np.bincount(labels)`` gives.
+        names: of the classes, for the error.
 
     Raises:
         ValueError: if a class has no example.
@@ -225,15 +250,22 @@ def balanced(counts: Any) -> list[float]:
         >>> balanced([30, 10])
         [0.6666666666666666, 2.0]
     """
-    values = list(counts.values()) if isinstance(counts, Mapping) else counts
-    numbers = np.asarray(values)
-    if numbers.ndim != 1 or not len(numbers) or not np.issubdtype(numbers.dtype, np.number):
-        raise ValueError(
-            "counts= takes the number of examples of each class, such as np.bincount(labels); "
-            f"given {counts!r}"
-        )
-    if (numbers <= 0).any():
-        empty = int(np.argmin(numbers))
-        name = list(counts)[empty] if isinstance(counts, Mapping) else empty
+    array = np.asarray(counts, dtype="float64")
+    if (array == 0).any():
+        empty = int(np.argmin(array))
+        name = names[empty] if len(names) == len(array) else empty
         raise ValueError(f"class {name!r} has no example, so no weight balances it")
-    return (numbers.sum() / (len(numbers) * numbers.astype("float64"))).tolist()
+    return (array.sum() / (len(array) * array)).tolist()
+
+
+def is_binary(loss: Any) -> bool:
+    """Whether a loss, or the one within it, takes 0 or 1 for each output.
+
+    Examples:
+        >>> is_binary("binary_crossentropy"), is_binary(keras.losses.MeanSquaredError())
+        (True, False)
+    """
+    while isinstance(getattr(loss, "loss", None), keras.losses.Loss):
+        loss = loss.loss
+    kind = _KINDS["binary_crossentropy"]
+    return loss == "binary_crossentropy" if isinstance(loss, str) else isinstance(loss, kind)

@@ -8,7 +8,7 @@ import pytest
 from conftest import chain, classifier, images, residual, same, snapshot
 
 import finetune_keras as ftk
-from finetune_keras import SelectionError, WeightsError, backbone, heads, select
+from finetune_keras import SelectionError, WeightsError, backbone, build, heads, select
 from finetune_keras.backbones import applications
 
 # One small member of each family; `-m slow` takes all.
@@ -257,6 +257,25 @@ def test_a_classifier_inside_a_nested_model_is_dropped():
     x, _ = images()
     hidden = keras.Model(top.inputs, top.get_layer("hidden").output)
     same(base.model(x), hidden(body(x)), atol=1e-5)
+
+
+def test_the_text_of_a_backbone_is_short():
+    model = build(residual(), heads.Classification(3), freeze=select.backbone())
+    assert "ftk_head_record" not in repr(backbone(model))
+    assert repr(backbone(model, cut_at="stem_relu")).count("block") < 6
+
+
+def test_cut_at_suggests_the_keys_of_the_output_and_says_what_is_ambiguous():
+    x = inputs = keras.Input((4,))
+    x = keras.layers.Dense(4, name="dense")(x)
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="twin")], name="a")
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="twin")], name="b")
+    network = keras.Model(inputs, {"sequence_output": other(inner(x))})
+    with pytest.raises(SelectionError, match="did you mean 'sequence_output'"):
+        backbone(network, cut_at="sequence_outputs")
+    with pytest.raises(SelectionError, match="ambiguous: give one of 'a/twin', 'b/twin'"):
+        backbone(network, cut_at="twin")
+    assert backbone(network, cut_at="a/twin").model.output_shape == (None, 4)
 
 
 def test_cut_at_a_named_layer_also_inside():

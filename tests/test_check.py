@@ -739,6 +739,8 @@ def test_data_that_fit_does_not_take(data, error, message):
 
 
 def test_other_arguments():
+    assert not check(dense(), (X, Y), batches=np.int64(2), batch_size=np.int32(16))
+    assert [f.code for f in check(dense(), (X, None))] == ["labels"]
     with pytest.raises(TypeError, match=r"given a Backbone; pass its \.model"):
         check(ftk.backbone("letters_resnet", input_shape=(24, 24, 3)), (X, Y))
     with pytest.raises(ValueError, match="batches must be an integer of 1 or more; given 0"):
@@ -806,6 +808,31 @@ PICTURES = np.random.default_rng(6).normal(size=(60, 16, 16, 3)).astype("float32
 def test_labels_by_the_names_of_the_outputs(y, message):
     found = [f for f in check(two_heads(), (PICTURES, y)) if f.code == "labels"]
     assert [re.search(message, f.message) is not None for f in found] == [True] * bool(message)
+
+
+def test_a_list_of_labels_for_heads_by_name():
+    # Keras gives the first to 'age', and so would swap two heads of one kind without a word.
+    (found,) = [f for f in check(two_heads(), (PICTURES, [KIND, AGE])) if f.code == "labels"]
+    assert "gives to 'age', 'kind' in this order, and the heads are 'kind'" in found.message
+    head = heads.Multi({"a": heads.Classification(3), "b": heads.Regression()})
+    silent = check(build(residual(), head), (PICTURES, [KIND, AGE]))
+    assert "labels" not in [f.code for f in silent]
+
+
+def test_a_dict_of_labels_for_one_output():
+    (found,) = check(dense(), (X, {"kind": Y}))
+    assert (found.code, found.fix) == ("labels", "the labels themselves, y['kind']")
+    assert "a dict of 'kind', and the model has one output" in found.message
+    with pytest.raises((TypeError, ValueError, AttributeError)):  # each backend in its own words
+        dense().fit(X, {"kind": Y}, verbose=0)
+
+
+def test_labels_and_their_shape_are_said_once():
+    model = build(residual(), heads.Classification(3))
+    (found,) = [f for f in check(model, (PICTURES, np.stack([KIND] * 2, 1))) if f.code == "labels"]
+    assert found.message.count("(batch,)") == 1
+    (found,) = [f for f in check(model, (PICTURES, np.array(["x"] * 60))) if f.code == "labels"]
+    assert "('x', for one)" in found.message
 
 
 def test_labels_may_be_missing_where_the_head_says_so():

@@ -1,5 +1,7 @@
 """Clipping, accumulation, smoothing, class weights and precision, against plain formulas."""
 
+from collections import Counter
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +42,17 @@ def test_class_weights_are_those_of_fit(sparse):
     same(found(y, P), plain(y, P, sample_weight=np.array(weight)[Y]), atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("options", [{"class_weight": [1, 2, 5]}, {"label_smoothing": 0.1}])
+def test_an_ignored_class_adds_nothing_to_loss_or_mean(options, reduction):
+    plain = SPARSE(ignore_class=-1, reduction=reduction)
+    found = losses.adjusted(plain, **options)
+    assert losses.WeightedCrossentropy.from_config(found.get_config()).reduction == reduction
+    kept = losses.adjusted(SPARSE(reduction=reduction), **options)
+    same(found(np.array([0, -1, 1]), P), kept(np.array([0, 1]), P[[0, 2]]), atol=1e-6)
+    same(plain(np.array([0, -1, 1]), P), kept.loss(np.array([0, 1]), P[[0, 2]]), atol=1e-6)
+
+
 def test_binary_class_weights():
     plain = keras.losses.BinaryCrossentropy()
     y, p = np.array([[0.0], [1.0], [1.0]]), np.array([[0.3], [0.6], [0.9]])
@@ -51,7 +64,82 @@ def test_binary_class_weights():
 
 def test_balanced_weights_make_classes_count_the_same():
     assert losses.balanced([30, 10]) == pytest.approx([2 / 3, 2.0])
-    assert losses.balanced({"a": 1, "b": 1}) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        ((), Counter([1, 1, 1, 0])),
+        (("no", "yes"), Counter(np.array([1, 1, 1, 0]))),
+        (("no", "yes"), {"yes": 3, "no": 1}),
+    ],
+)
+def test_counts_belong_to_their_class_in_any_order(names, counts):
+    assert losses.weights("balanced", counts, 2, names) == pytest.approx([2.0, 2 / 3])
+
+
+def test_class_weights_by_numpys_integers():
+    labels = np.array([0, 2, 1])
+    weight = dict(zip(np.unique(labels), np.float32([1, 2, 3]), strict=True))
+    assert losses.weights(weight, None, 3, ("a", "b", "c")) == [1.0, 2.0, 3.0]
+
+
+def test_the_one_name_of_a_yes_or_no_head_is_that_of_yes():
+    model = build(residual(), heads.Classification(class_names=["ill"]), class_weight={"ill": 5})
+    assert model.loss.class_weight == [1.0, 5.0]
+    ftk.compile(model, class_weight={"not ill": 2, 1: 3})
+    assert model.loss.class_weight == [2.0, 3.0]
+
+
+def test_several_labels_an_example_have_no_class_weights():
+    model = build(residual(), heads.Classification(2, multi_label=True))
+    with pytest.raises(ValueError, match="each of the 2 here is 0 or 1 for itself"):
+        ftk.compile(model, class_weight=[1, 5])
+    ftk.compile(model, class_weight=False)
+
+
+def several(outputs):
+    x = keras.Input((4,))
+    kind = keras.layers.Dense(3, "softmax", name="kind")(x)
+    made = {"list": [kind, keras.layers.Dense(1, name="age")(x)], "one": kind}
+    return keras.Model(x, made[outputs])
+
+
+def test_options_of_outputs_in_a_list_are_by_their_names():
+    model = several("list")
+    model.compile("sgd", {"kind": "sparse_categorical_crossentropy", "age": "mse"})
+    ftk.compile(model, class_weight={"kind": [1, 2, 3]})
+    assert model.loss["kind"].class_weight == [1.0, 2.0, 3.0]
+    assert model.loss["age"] == "mse"
+    model.compile("sgd", ["sparse_categorical_crossentropy", "mse"])
+    for option in ({"class_weight": [1, 2, 3]}, {"label_smoothing": 0.1}):
+        with pytest.raises(ValueError, match="need the losses by name: loss={'kind': ..., 'age'"):
+            ftk.compile(model, **option)
+
+
+def test_options_of_one_output_with_its_loss_by_name():
+    model = several("one")
+    model.compile("sgd", {"kind": "sparse_categorical_crossentropy"})
+    ftk.compile(model, class_weight={"kind": {2: 3}})
+    assert model.loss["kind"].class_weight == [1.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("option", ["loss", "metrics", "weighted_metrics", "loss_weights"])
+def test_outputs_that_are_not_there_are_found_at_once(option):
+    model = several("list")
+    model.compile("sgd", {"kind": "sparse_categorical_crossentropy", "age": "mse"})
+    with pytest.raises(ValueError, match=f"{option}= has 'kid', which is no output; did you mean"):
+        ftk.compile(model, **{option: {"kid": None}})
+    head = heads.Multi({"kind": heads.Classification(3)})
+    with pytest.raises(ValueError, match=f"{option}= has 'kid', which is no output; did you mean"):
+        build(residual(), head, **{option: {"kid": None}})
+
+
+def test_numpys_numbers_are_numbers():
+    model = build(residual(), heads.Classification(3))
+    ftk.compile(model, label_smoothing=np.float32(0.25), steps_per_execution=np.int64(2))
+    assert model.loss.label_smoothing == 0.25
+    assert model.steps_per_execution == 2
 
 
 def test_options_of_build_reach_the_training():
@@ -168,6 +256,20 @@ def test_a_saved_model_goes_on_with_its_options(tmp_path):
         ({"class_weight": "balanced", "counts": [1, 0, 2]}, "class 1 has no example"),
         ({"class_weight": "balanced", "counts": [1, 2]}, "counts= takes 3 numbers"),
         ({"counts": [1, 2, 3]}, "goes with class_weight='balanced'"),
+        ({"class_weight": [1, 2, 3], "counts": [1, 2, 3]}, "goes with class_weight='balanced'"),
+        ({"class_weight": "balanced", "counts": {"x": 1}}, "counts= has no class 'x'"),
+        ({"class_weight": "balanced", "counts": {0: 1, 2: 1}}, "class 1 has no example"),
+        ({"class_weight": "balanced", "counts": "123"}, "3 numbers, one a class.*given '123'"),
+        ({"class_weight": "balanced", "counts": [1, -1, 1]}, "none below 0; given .1, -1, 1"),
+        ({"class_weight": True}, "3 numbers, one a class, none below 0; given True"),
+        ({"class_weight": 2}, "3 numbers, one a class, none below 0; given 2"),
+        ({"class_weight": ["1", "2", "3"]}, "none below 0; given .'1', '2', '3'"),
+        ({"class_weight": {0: None}}, "none below 0; given {0: None}"),
+        ({"class_weight": [1, np.nan, 1]}, "none below 0; given .1, nan, 1"),
+        ({"class_weight": [1, np.inf, 1]}, "none below 0; given .1, inf, 1"),
+        ({"class_weight": [[1], [1, 2], 3]}, "3 numbers, one a class"),
+        ({"label_smoothing": "0.1"}, "from 0 and below 1; given '0.1'"),
+        ({"jit_compile": "maybe"}, "True, False or 'auto'; given 'maybe'"),
         ({"clipnorm": -1}, "clipnorm must be a number above 0, or False; given -1"),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "one way at a time; given clipnorm, clipvalue"),
         ({"gradient_accumulation_steps": 0}, "an integer of 1 or more; given 0"),

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import images, residual
 
-from finetune_keras import HeadError, build, heads, record, replace_head
+from finetune_keras import HeadError, build, heads, load, record, replace_head
 from finetune_keras.heads import Classification, Multi, Ordinal, Regression
+from finetune_keras.heads.trunk import Trunk
 
 MAP = (4, 4, 6)
 
@@ -404,12 +405,47 @@ def test_keras_loads_a_saved_head_compiled(head, tmp_path):
         (lambda: Regression(2, mean=[1.0]), r"one for each of num_outputs=2; given \[1\.0\]"),
         (lambda: Regression(mean=float("nan")), "given nan"),
         (lambda: Regression(mean="ten"), "given 'ten'"),
+        (lambda: Regression(mean="3"), "given '3'"),
+        (lambda: Classification(class_names=[]), "give num_classes, or class_names"),
     ],
 )
 def test_bad_arguments_of_the_other_heads_name_the_fix(call, message):
     with pytest.raises(HeadError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "y"),
+    [
+        (
+            Classification(
+                np.int64(3), hidden=[np.int64(4)], dropout=np.float32(0.1), l2=np.float32(0.01)
+            ),
+            np.arange(12) % 3,
+        ),
+        (Ordinal(np.int32(3)), np.arange(12) % 3),
+        (Regression(np.int64(2), mean=np.float32([1, 2])), np.ones((12, 2))),
+    ],
+)
+def test_numpys_numbers_reach_the_file(head, y, tmp_path):
+    model = build(residual(), head)
+    x, _ = images()
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "a.keras")
+    again = load(tmp_path / "a.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5)
+    assert type(record.read(again).outputs[0].size) is int
+
+
+def test_class_names_may_be_an_array():
+    names = np.unique(["dog", "cat", "dog"])  # as in LabelEncoder().classes_
+    assert Classification(class_names=names).class_names == ("cat", "dog")
+
+
+def test_a_trunk_without_a_last_layer_is_no_head():
+    with pytest.raises(TypeError, match="abstract"):
+        Trunk()
 
 
 def test_features_in_a_dict_are_refused_with_a_key_to_cut_at():

@@ -279,12 +279,26 @@ def test_numbers_out_of_range(bad):
         (np.zeros((2, 28, 28, 3)), r"\(2, 28, 28, 3\) and the model takes \(None, 16, 16, 3\)"),
         (np.zeros((16, 16)), r"\(16, 16\) and the model takes"),
         ([np.zeros((2, 16, 16, 3)), object()], "given a object among them"),
+        (np.zeros((0, 16, 16, 3)), "the inputs are empty"),
+        (None, "arrays, a data set, paths or texts; given a NoneType"),
+        ({"img": np.zeros((1, 16, 16, 3))}, "a dict of 'img', and the model takes '"),
     ],
 )
 def test_inputs_of_another_shape(data, message):
     with pytest.raises(ValueError, match=message) as e:
         predict(image_model(), data)
     assert "\n" not in str(e.value)
+
+
+def test_a_generator_gives_batches_with_labels_or_without():
+    for batches in ((ROWS, ROWS), ((ROWS, np.arange(2)),) * 2):
+        found = predict(model_of(), (batch for batch in batches))
+        np.testing.assert_allclose(found.probabilities, np.concatenate([ROWS, ROWS]), rtol=1e-6)
+
+
+def test_numpys_integers_are_integers():
+    found = predict(model_of(), ROWS, top=np.int64(2), batch_size=np.int32(1))
+    assert [len(entry) for entry in found] == [2, 2]
 
 
 def test_maps_of_classes_are_refused():

@@ -9,12 +9,14 @@ from typing import Any
 
 import keras
 
-from finetune_keras import blocks, graph
+from finetune_keras import blocks, graph, parts
 from finetune_keras.backbones.loaded import Edits, Loaded
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.taps import taps
 
 __all__ = ["Backbone"]
+
+_SHOWN = 4  # names of dropped layers in the text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +105,9 @@ class Backbone:
 
     def __repr__(self) -> str:
         shape = getattr(self.network, "output_shape", None)
-        cut = f", without {', '.join(self.dropped)}" if self.dropped else ""
+        # The layer that carries the record has it as its name, which says nothing to people.
+        names = [n for n in self.dropped if not n.startswith(f"{parts.HEAD}record_")]
+        more = ", ..." if len(names) > _SHOWN else ""
+        cut = f", without {', '.join(names[:_SHOWN])}{more}" if names else ""
         edits = f"; {self.edits}" if self.edits != Edits() else ""
         return f"<Backbone {self.source}{cut}: {self.network.input_shape} -> {shape}{edits}>"

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from finetune_keras import graph, parts, tape
-from finetune_keras._errors import SelectionError, nearest
 
 __all__ = ["cut", "without_classifier", "without_head"]
 
@@ -28,26 +27,13 @@ def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:
     Raises:
         SelectionError: if there is no such layer, or the model's graph cannot be read.
     """
-    _check(model, f"cut_at={name!r}")
-    if not isinstance(name, str):
-        raise SelectionError(f"cut_at takes the name of a layer; given {name!r}")
-    outputs = graph.ends(model)[1]
+    outputs = graph.ends(model)[1] if graph.is_functional(model) else None
     keys = list(outputs) if isinstance(outputs, dict) else []
     if name in keys:
         this = graph.tape(model)
         return _short(this, this.outputs[name], model.name)
-    paths = list(dict.fromkeys(_paths(model)))  # a layer that is called twice is cut at its last
-    hits = [p for p in paths if p == name] or [p for p in paths if p.endswith(f"/{name}")]
-    if len(hits) != 1:
-        if hits:
-            raise SelectionError(
-                f"cut_at={name!r} is ambiguous: give one of {', '.join(map(repr, hits))}"
-            )
-        known = dict.fromkeys([*keys, *(p.rsplit("/", 1)[-1] for p in paths)])
-        raise SelectionError(
-            f"no layer {name!r} in the model {model.name!r}; {nearest(name, known)}"
-        )
-    short, dropped = _cut_path(model, hits[0].split("/"))
+    # A layer that is called twice is cut at its last call.
+    short, dropped = _cut_path(model, list(graph.locate(model, name, also=keys)))
     if isinstance(short, keras.Sequential):
         return short, dropped
     short, _ = _short(graph.tape(short), graph.tape(short).outputs, short.name)
@@ -116,21 +102,6 @@ def _read_by(seen: graph.Opened, calls: Iterable[int]) -> graph.Call | None:
     if len(read) != 1:
         return None
     return next((c for c in seen.calls if read.intersection(c.outputs)), None)
-
-
-def _check(model: keras.Model, what: str) -> None:
-    if not graph.is_functional(model):
-        raise SelectionError(
-            f"{what} needs a graph to cut, and {model.name!r} is a subclassed (or unbuilt) model: "
-            "hand in the part you want as a functional model"
-        )
-
-
-def _paths(model: keras.Model, prefix: str = ""):
-    for step in graph.tape(model).steps:
-        yield f"{prefix}{step.op.name}"
-        if graph.is_functional(step.op):
-            yield from _paths(step.op, f"{prefix}{step.op.name}/")
 
 
 def _cut_path(model: keras.Model, path: list[str]) -> tuple[keras.Model, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +86,7 @@ def check(model: keras.Model, data: Any, *, batches: int = 4, batch_size: int = 
             f"the model {model.name!r} is not built: call it on a batch once, or give it an Input"
         )
     for what, value in (("batches", batches), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
     drawn = sample.draw(data, batches, batch_size)
     return Findings(tuple(_all(model, drawn)), drawn.seen)
@@ -141,11 +142,11 @@ def _predictions(
     firsts = _by_output(drawn.batch_y, names, several)
     broken = list(answers.finite(list(zip(found, values, strict=True)))) if finite else []
     yield from broken
-    if several and not isinstance(drawn.y, list | tuple):
-        mismatch = list(labels.keys(found, drawn.y))
-        if mismatch:
-            yield from mismatch
-            return
+    own = list(model.output) if isinstance(getattr(model, "output", None), dict) else names
+    mismatch = list(labels.structure(found, drawn.y, several, own))
+    if mismatch:
+        yield from mismatch
+        return
     for output, value, y, first in zip(found, values, ys, firsts, strict=True):
         wrong = list(labels.labels(output, y, value.shape))
         yield from wrong

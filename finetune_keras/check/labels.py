@@ -10,7 +10,7 @@ from finetune_keras._errors import nearest
 from finetune_keras.check.findings import Finding
 from finetune_keras.outputs import Output
 
-__all__ = ["class_order", "counts", "keys", "labels"]
+__all__ = ["class_order", "counts", "labels", "structure"]
 
 # TensorFlow's sparse cross-entropy documents an error on the CPU and NaN on a GPU; on JAX such a
 # label is an empty one-hot vector, which has no loss and teaches nothing. PyTorch raises.
@@ -30,13 +30,37 @@ def labels(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Findi
         yield Finding("labels", where + message, fix)
 
 
-def keys(found: list[Output], y: object) -> Iterator[Finding]:
-    """Labels that are no dict by the names of the outputs.
+def structure(found: list[Output], y: object, several: bool, order: list[str]) -> Iterator[Finding]:
+    """Labels in a structure that does not go with that of the outputs.
 
     Args:
-        found: the outputs.
+        found: the outputs, in the order in which Keras flattens them.
         y: the labels as they were given.
+        several: whether the outputs are a dict or a list, of one perhaps.
+        order: names of the outputs in the order in which the model was made.
     """
+    if isinstance(y, list | tuple):
+        names = [output.name for output in found]
+        if several and len(y) == len(names) and names != order:
+            yield Finding(
+                "labels",
+                f"the labels are a list, which Keras gives to {', '.join(map(repr, names))} in "
+                f"this order, and the heads are {', '.join(map(repr, order))}",
+                "give a dict by these names",
+            )
+    elif several:
+        yield from _keys(found, y)
+    elif isinstance(y, dict) and y and found[0].loss is not None:
+        yield Finding(
+            "labels",
+            f"the labels are a dict of {', '.join(map(repr, y))}, and the model has one output; "
+            "fit fails on that",
+            f"the labels themselves, y[{next(iter(y))!r}]",
+        )
+
+
+def _keys(found: list[Output], y: object) -> Iterator[Finding]:
+    """Labels that are no dict by the names of the outputs."""
     wanted = [output.name for output in found if output.loss is not None]
     if not wanted or (len(found) == 1 and not isinstance(y, dict)):
         return
@@ -70,7 +94,7 @@ def _wrong(output: Output, y, shape: tuple) -> Iterator[tuple[str, str]]:
             yield f"there are no labels, and {output.loss.name} needs them", "give (x, y)"
         return
     if y.dtype.kind in "OSUT":
-        value = y.reshape(-1)[0]
+        value = y.reshape(-1)[:1].tolist()[0]  # not NumPy's own, which shows its type
         value = value.decode(errors="replace") if isinstance(value, bytes) else value
         yield (
             f"labels are not numbers ({value!r}, for one); {_takes(output, family)}",
@@ -129,9 +153,10 @@ def _sparse(output: Output, y: np.ndarray, shape: tuple) -> Iterator[tuple[str, 
         )
         return
     if y.ndim != len(shape) - 1 or not _same(y.shape[1:], shape[1:-1]):
-        expected = _expected(shape[:-1])
+        expected, takes = _expected(shape[:-1]), _takes(output, "sparse")
+        takes = takes if expected in takes else f"{takes}, shape {expected}"
         yield (
-            f"labels have shape {_batch(y)}; {_takes(output, 'sparse')}, shape {expected}",
+            f"labels have shape {_batch(y)}; {takes}",
             "one class number an example" if len(shape) == 2 else f"labels of shape {expected}",
         )
         return

@@ -106,13 +106,14 @@ def _arrays(data: tuple, batches: int, batch_size: int) -> Sample:
     at = np.unique(np.linspace(0, n - 1, min(n, batches * batch_size)).astype("int64"))
     inputs = keras.tree.map_structure(lambda a: _rows(a, at), x)
     small = y is not None and sum(np.prod(a.shape) for a in keras.tree.flatten(y)) <= _WHOLE
-    labels = keras.tree.map_structure(to_numpy if small else lambda a: _rows(a, at), y)
+    read = to_numpy if small else lambda a: _rows(a, at)
+    labels = None if y is None else keras.tree.map_structure(read, y)
     # Spread again, or the first batch would be of one class where the arrays are sorted by it.
     one = np.unique(np.linspace(0, len(at) - 1, min(len(at), batch_size)).astype("int64"))
     return Sample(
         x=keras.tree.map_structure(lambda a: a[one], inputs),
         inputs=inputs,
-        y=labels if y is not None else None,
+        y=labels,
         batch_y=None if y is None else keras.tree.map_structure(lambda a: _rows(a, at[one]), y),
         seen=len(at),
         labelled=n if small else len(at),

@@ -38,15 +38,16 @@ def inputs(model: keras.Model, x: Any) -> Iterator[Finding]:
     wanted = [(t.name, tuple(t.shape)) for t in model.inputs]
     given = outputs.pairs(x, [n for n, _ in wanted])
     names = {n for n, _ in given}
-    if isinstance(x, dict) and len(wanted) > 1 and not names >= {n for n, _ in wanted}:
+    if isinstance(x, dict) and not names >= {n for n, _ in wanted}:
         missing = sorted({n for n, _ in wanted} - names)
         if isinstance(model.input, dict):
             missing = sorted(set(model.input) - names)
         if missing:
+            also = "also " if names & {n for n, _ in wanted} else ""
             yield Finding(
                 "shape",
                 f"the inputs are a dict of {', '.join(map(repr, sorted(names)))}, and the model "
-                f"also takes {', '.join(map(repr, missing))}",
+                f"{also}takes {', '.join(map(repr, missing))}",
                 "give the inputs these names",
             )
         return

@@ -8,7 +8,7 @@ own names, so that paths stay what they were.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -79,8 +79,13 @@ def replace(model: keras.Model, changes: Mapping[str, keras.layers.Layer | None]
     return rebuild(model, by_path)
 
 
-def locate(model: keras.Model, name: str) -> _Path:
+def locate(model: keras.Model, name: str, also: Iterable[str] = ()) -> _Path:
     """The path of the layer or operation that ``name`` means, as a tuple of names.
+
+    Args:
+        model: functional or sequential.
+        name: a name, or a path where the name alone is ambiguous.
+        also: other names that the caller takes, for the error.
 
     Raises:
         SelectionError: if there is none, or more than one, or no graph to look in.
@@ -99,17 +104,18 @@ def locate(model: keras.Model, name: str) -> _Path:
         shown = ", ".join(repr("/".join(p)) for p in hits)
         raise SelectionError(f"{name!r} is ambiguous: give one of {shown}")
     if not hits:
-        raise SelectionError(f"no layer {name!r} in the model {model.name!r}{_near(wanted, paths)}")
+        near = _near(wanted, paths, also)
+        raise SelectionError(f"no layer {name!r} in the model {model.name!r}{near}")
     return hits[0]
 
 
-def _near(wanted: _Path, paths: list[_Path]) -> str:
+def _near(wanted: _Path, paths: list[_Path], also: Iterable[str]) -> str:
     """The end of a message about a path that is not there: what is near it."""
     holder = wanted[:-1]
     beside = [p[-1] for p in paths if holder and p[:-1][-len(holder) :] == holder]
     if holder and not beside and any(p[-len(holder) :] == holder for p in paths):
         return f": what {'/'.join(holder)!r} holds cannot be replaced singly, only the whole"
-    known = dict.fromkeys(beside or (p[-1] for p in paths))
+    known = dict.fromkeys(beside or [*also, *(p[-1] for p in paths)])
     return f"; {nearest(wanted[-1], known)}"
 
 

@@ -142,14 +142,24 @@ def check_features(features: Any, head: Head) -> None:
         )
 
 
-def check_number(what: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raises `HeadError` unless ``low <= value < high``."""
+def check_number(what: str, value: Any, low: float, high: float = math.inf) -> float:
+    """``value`` as a plain float, which a file takes; NumPy's own it does not.
+
+    Raises:
+        HeadError: unless ``low <= value < high``.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value < high:
         upper = "" if math.isinf(high) else f" and below {high:g}"
         raise HeadError(f"{what} must be a number from {low:g}{upper}; given {value!r}")
+    return float(value)
 
 
-def check_count(what: str, value: object, low: int = 1) -> None:
-    """Raises `HeadError` unless ``value`` is an integer of at least ``low``."""
+def check_count(what: str, value: Any, low: int = 1) -> int:
+    """``value`` as a plain integer, which a file takes; NumPy's own it does not.
+
+    Raises:
+        HeadError: unless it is an integer of at least ``low``.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise HeadError(f"{what} must be an integer of {low} or more; given {value!r}")
+    return int(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from finetune_keras._errors import HeadError
 from finetune_keras.heads import base
 
@@ -17,8 +19,8 @@ def classes(
 
     Args:
         num_classes: number of classes; ``None`` to count the names.
-        class_names: a list of names, or an object that has one as ``.class_names``, such as the
-            dataset of ``keras.utils.image_dataset_from_directory``; ``None`` for no names.
+        class_names: a list or array of names, or an object that has one as ``.class_names``, such
+            as the dataset of ``keras.utils.image_dataset_from_directory``; ``None`` for no names.
         low: the least number of classes.
 
     Raises:
@@ -30,10 +32,10 @@ def classes(
     """
     names = None if class_names is None else _listed(class_names)
     if num_classes is None:
-        if names is None:
+        if not names:
             raise HeadError("give num_classes, or class_names to count")
         num_classes = len(names)
-    base.check_count("num_classes", num_classes, low)
+    num_classes = base.check_count("num_classes", num_classes, low)
     if names is None:
         return num_classes, None
     # A yes-or-no head may name both answers, or the one that it asks for.
@@ -51,6 +53,7 @@ def classes(
 
 def _listed(given: Any) -> tuple[str, ...]:
     names = getattr(given, "class_names", given)
+    names = names.tolist() if isinstance(names, np.ndarray) else names  # scikit-learn's classes_
     if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
         hint = ""
         if hasattr(type(given), "element_spec"):  # a dataset that was mapped or batched again

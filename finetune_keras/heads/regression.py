@@ -87,7 +87,8 @@ class Regression(Trunk):
     std: float | Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        base.check_count("num_outputs", self.num_outputs)
+        count = base.check_count("num_outputs", self.num_outputs)
+        object.__setattr__(self, "num_outputs", count)
         super().__post_init__()
         if isinstance(self.loss, str) and self.loss not in _LOSSES:
             raise HeadError(
@@ -106,9 +107,10 @@ class Regression(Trunk):
         if given is None:
             return None
         try:
-            numbers = np.asarray(given, dtype="float64")
+            numbers = np.asarray(given)
         except (TypeError, ValueError):
-            numbers = np.array(np.nan)
+            numbers = np.array(None)
+        numbers = numbers.astype("float64") if numbers.dtype.kind in "iuf" else np.array(np.nan)
         several = numbers.ndim == 1 and numbers.shape[0] == self.num_outputs
         if not (numbers.ndim == 0 or several) or not np.all(np.isfinite(numbers)):
             raise HeadError(

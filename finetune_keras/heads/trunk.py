@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -54,18 +56,17 @@ class Trunk(base.Head):
         if not isinstance(self.hidden, list | tuple):
             hint = f": write [{self.hidden}]" if isinstance(self.hidden, int) else ""
             raise HeadError(f"hidden is a list of widths; given {self.hidden!r}{hint}")
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for width in self.hidden:
-            base.check_count("hidden widths", width)
+        widths = tuple(base.check_count("hidden widths", width) for width in self.hidden)
+        object.__setattr__(self, "hidden", widths)
         try:
             keras.activations.get(self.activation)
         except (ValueError, TypeError):
             raise HeadError(f"unknown activation={self.activation!r}") from None
-        base.check_number("dropout", self.dropout, 0, 1)
-        base.check_number("l1", self.l1, 0)
-        base.check_number("l2", self.l2, 0)
-        base.check_number("feature_noise", self.feature_noise, 0)
-        base.check_number("feature_brightness", self.feature_brightness, 0, 1)
+        limits = {"dropout": 1.0, "feature_brightness": 1.0}
+        for field in ("dropout", "l1", "l2", "feature_noise", "feature_brightness"):
+            high = limits.get(field, math.inf)
+            number = base.check_number(field, getattr(self, field), 0, high)
+            object.__setattr__(self, field, number)
         pooling.check_pooling(self.pooling)
         known = isinstance(self.normalization, str | None) and self.normalization in _NORMALIZATIONS
         if not known:
@@ -107,9 +108,9 @@ class Trunk(base.Head):
             x = carrier(x)
         return self._last(x, prefix)
 
+    @abc.abstractmethod
     def _last(self, x: keras.KerasTensor, prefix: str) -> keras.KerasTensor:
         """From the vector to the output."""
-        raise NotImplementedError
 
     def _drop(self, x: keras.KerasTensor, part: str, precision: str | None) -> keras.KerasTensor:
         if not self.dropout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import types
 from typing import Any
 
 import keras
@@ -64,8 +66,9 @@ def predict(
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
     for what, value in (("top", top), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
+    top, batch_size = int(top), int(batch_size)
     names: tuple[str, ...] | None = None
     if images.are_paths(data) and _takes_images(model):
         paths = images.files(data)
@@ -127,6 +130,12 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
         if isinstance(data, dict | list | tuple):
             kind = type(next((v for v in leaves if not hasattr(v, "shape")), data)).__name__
             raise ValueError(f"the inputs are arrays, paths or texts; given a {kind} among them")
+        if not (hasattr(data, "__iter__") or isinstance(data, keras.utils.PyDataset)):
+            raise ValueError(
+                f"the inputs are arrays, a data set, paths or texts; given a {type(data).__name__}"
+            )
+        if isinstance(data, types.GeneratorType):  # of which Keras takes tuples only
+            return (b if isinstance(b, tuple) else (b,) for b in data), False
         if hasattr(data, "element_spec") and not own:  # a tf.data.Dataset tells without reading
             _check_shapes(model, _first(data.element_spec))
         return data, False
@@ -135,6 +144,8 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
     if _single(model, data):
         data = keras.tree.map_structure(lambda v: keras.ops.convert_to_numpy(v)[None], data)
     _check_shapes(model, data)
+    if any(not v.shape[0] for v in keras.tree.flatten(data)):
+        raise ValueError("the inputs are empty: there are 0 examples")
     return data, True
 
 
