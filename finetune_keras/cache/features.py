@@ -67,11 +67,12 @@ def features(
         ValueError: if the data are empty, or features or labels change shape on the way.
 
     Examples:
+        >>> import numpy as np
         >>> import finetune_keras as ftk
         >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
         >>> found = ftk.features(base.model, (np.zeros((40, 24, 24, 3)), np.zeros(40)), verbose=0)
         >>> len(found), found.features[0].shape
-        (40, (40, 3, 3, 96))
+        (40, (40, 6, 6, 96))
     """
     x, y, sample_weight = _unpacked(data)
     return compute(

@@ -118,6 +118,7 @@ def fit(
             one dense layer learns.
 
     Examples:
+        >>> import numpy as np
         >>> import finetune_keras as ftk
         >>> from finetune_keras import heads, select
         >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))

@@ -74,8 +74,8 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
         >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
         >>> model = ftk.build(base, heads.Classification(10), freeze=select.backbone())
         >>> prefix, suffix = split(model)
-        >>> prefix.output_shape, [v.shape for v in suffix.trainable_variables]
-        ((None, 64), [(64, 10), (10,)])
+        >>> prefix.output_shape, [v.path for v in suffix.weights]
+        ((None, 96), ['ftk_head_output/kernel', 'ftk_head_output/bias'])
     """
     division = divide(model, fresh=True)
     return division.prefix, division.suffix

@@ -40,6 +40,18 @@ def train(
     verbose: int,
     callbacks: Any,
 ) -> keras.callbacks.History:
+    """Trains the suffix of ``model``.
+
+    Args:
+        model: the whole; compiled.
+        division: it in two.
+        found: features to train on.
+        held: features to validate on.
+        settings: of ``fit``, such as ``epochs``.
+        shuffle: whether each epoch has an order of its own.
+        verbose: as in ``fit``.
+        callbacks: they see ``model``.
+    """
     suffix = division.suffix
     compiled(model, suffix)
     data, turning = _fed(found, shuffle)
