@@ -74,7 +74,12 @@ def synced(model: keras.Model, suffix: keras.Model) -> Iterator[None]:
     if keras.backend.backend() != "jax":
         yield
         return
-    model.jax_state_sync = suffix.jax_state_sync
+
+    def sync() -> None:
+        suffix.jax_state_sync()
+        type(model).jax_state_sync(model)  # after a ``predict`` of the whole in a callback
+
+    model.jax_state_sync = sync
     try:
         yield
     finally:
