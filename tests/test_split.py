@@ -1,13 +1,15 @@
 """A model in two: equal together, sharing variables, the prefix all that is frozen."""
 
+import contracts
 import keras
 import numpy as np
 import pytest
 import zoo
 from conftest import chain, classifier, images, residual, same, value, vectors
+from networks import NETWORKS
 
 import finetune_keras as ftk
-from finetune_keras import heads, select
+from finetune_keras import flags, heads, select
 from finetune_keras.cache.split import divide
 
 layers = keras.layers
@@ -182,6 +184,27 @@ def test_names_may_clash_between_models_in_models():
     x = tower("one")(x)
     model = keras.Model(inputs, tower("two")(x))
     together(model, vectors(4)[0])
+
+
+def networks():
+    """Where a graph is cut does not depend on the backend, so the larger ones are on one only."""
+    few = keras.backend.backend() != "tensorflow"
+    for network in NETWORKS.values():
+        if not network.mark and not (few and network.kind not in ("this package", "your own")):
+            yield network.name
+
+
+@pytest.mark.parametrize("name", list(networks()))
+def test_every_network_is_divided_where_it_is_frozen(name):
+    trial = contracts.trial(NETWORKS[name])
+    model = trial.model
+    before = flags.Snapshot(model)
+    try:
+        together(model, trial.x, atol=1e-5)
+        ftk.thaw(model, select.blocks(slice(len(trial.base.blocks) // 2, None)))
+        together(model, trial.x, atol=1e-5)
+    finally:
+        before.restore()
 
 
 def test_a_task_of_kerashub_is_a_model_like_any():
