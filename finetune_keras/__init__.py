@@ -1,5 +1,5 @@
 """Transfer learning for Keras 3: any pretrained model becomes a plain ``keras.Model`` that is
-right by construction.
+right by construction, and never computes a frozen layer twice.
 
 >>> import finetune_keras as ftk
 >>> from finetune_keras import heads, select
