@@ -314,3 +314,22 @@ def test_each_name_of_a_block_is_one_that_selectors_take(name):
         assert block.units
         before |= {u.path for u in block.units}
         assert {u.path for u in select.resolve(base.network, select.up_to(block.name))} == before
+
+
+def test_describe_counts_what_stays_random_in_a_frozen_part():
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dropout(0.1),
+            layers.Dense(8, trainable=False),
+            layers.Dropout(0.1),
+            layers.Dense(8, trainable=False),
+            layers.Dropout(0.1),
+            layers.Dense(3),
+        ]
+    )
+    told = "1 random layers inside the frozen part"
+    assert any(note.startswith(told) for note in describe(model).notes)
+    model.trainable = True
+    assert not any("random" in note for note in describe(model).notes)

@@ -252,11 +252,17 @@ def test_views_are_fixed_draws_and_one_view_is_the_example_itself(data):
     np.testing.assert_array_equal(found.view(2)[1], data[1])
 
 
+def test_views_without_augmentation_are_said_to_be_of_no_use(prefix, data):
+    with pytest.warns(UserWarning, match="equal copies.*augment="):
+        ftk.features(prefix, data, views=2, verbose=0)
+
+
 def test_a_dataset_of_features_shuffles_all_of_them_and_turns_to_the_next_view(data):
     numbers = np.arange(20, dtype="float32")[:, None]
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False, name="d")])
     model.set_weights([np.ones((1, 1))])
-    found = ftk.features(model, (numbers, numbers), views=2, verbose=0)
+    with pytest.warns(UserWarning, match="equal copies"):
+        found = ftk.features(model, (numbers, numbers), views=2, verbose=0)
     batches = found.dataset(6, shuffle=True, seed=1)
     assert len(batches) == 4
     epochs = [np.concatenate([y for _, y in batches])[:, 0] for _ in range(3)]

@@ -100,3 +100,12 @@ def test_uncast_gives_full_precision_inside_a_layer_of_another():
     layer(np.zeros((1, 2), "float32"))
     cast, own = (keras.backend.standardize_dtype(d) for d in found[-1])
     assert (cast, own) == ("bfloat16", "float32")
+
+
+def test_share_start_is_where_fit_begins():
+    one, other = chain(), chain()
+    other.compile("sgd", "mse")
+    one._initial_epoch = 2  # as BackupAndRestore leaves it
+    _private.share_start(one, other)
+    history = other.fit(np.ones((4, 6)), np.ones((4, 3)), epochs=3, verbose=0)
+    assert history.epoch == [2]

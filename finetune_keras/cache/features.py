@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 from finetune_keras import graph
 from finetune_keras._errors import nearest
 from finetune_keras.cache import engines, fingerprint, source
+from finetune_keras.cache.augment import augments
 from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.forward import Pass
 from finetune_keras.cache.store import Folder, Memory, available
@@ -141,6 +143,12 @@ def compute(
         raise ValueError(
             f"views={views} reads the data {views} times, and {data.spec} can be read once: give "
             "steps, or make it a tf.data.Dataset"
+        )
+    if views > 1 and data.arrays and not augments(prefix):
+        warnings.warn(
+            f"views={views} are so many equal copies: there is no random layer at the start of "
+            f"{prefix.name!r}, such as build(..., augment=keras.layers.RandomFlip())",
+            stacklevel=3,
         )
     work = Pass(prefix, data, views, dtype, engine, tolerance, verbose)
     if directory is None:

@@ -93,7 +93,6 @@ class Pass:
                 done = {"view": view, "batch": number + 1, "rows": rows, "count": count}
                 done |= {"batch_size": self.data.batch_size, "last": source.batch_digest(batch)}
                 store.append(arrays, done)
-                store.done = done
                 bar.step(batch.size)
         bar.end()
         if self.spec is None and store.done:  # killed when all was computed

@@ -57,7 +57,8 @@ class Memory:
             self._rows = {n: MemoryRows(s, d, expected) for n, (s, d) in spec.items()}
 
     def append(self, batch: dict[str, np.ndarray], done: dict[str, Any]) -> None:
-        """Adds the rows of one batch to each array."""
+        """Adds the rows of one batch to each array; ``done`` is how far the pass has come then."""
+        self.done = done
         if self._folder is None:
             for name, rows in self._rows.items():
                 rows.append(batch[name])
