@@ -331,5 +331,6 @@ def test_describe_counts_what_stays_random_in_a_frozen_part():
     )
     told = "1 random layers inside the frozen part"
     assert any(note.startswith(told) for note in describe(model).notes)
-    model.trainable = True
+    for layer in model.layers:
+        layer.trainable = True
     assert not any("random" in note for note in describe(model).notes)
