@@ -1,5 +1,8 @@
 """``fit`` with the frozen part computed once is ``model.fit``."""
 
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -413,6 +416,16 @@ def test_plain_fit_where_nothing_is_frozen_or_can_be_read(ran_once):
     with pytest.warns(UserWarning, match="'low' adds a loss"):
         ftk.fit(model, x, y, verbose=0)
     assert ran_once == []
+
+
+def test_a_model_goes_when_nobody_holds_it():
+    x, y = images(12)
+    model = built()
+    ftk.fit(model, x, y, verbose=0)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_cache_false_is_plain_fit(ran_once):

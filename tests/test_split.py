@@ -165,6 +165,13 @@ def test_an_implicit_mask_goes_along(nested):
     same(cut, model(x, training=False), atol=1e-6)  # the mask is one of the arrays
 
 
+def test_what_varies_features_is_whole_in_the_suffix():
+    head = heads.Classification(3, feature_noise=0.1, feature_brightness=0.2)
+    model = ftk.build(ftk.backbone(residual()), head, freeze=select.backbone())
+    together(model, images(4)[0])
+    assert divide(model).paths == ("ftk_head_pool",)
+
+
 def test_a_layer_shared_by_both_sides_learns_in_both():
     shared = layers.Dense(6, name="shared")
     x = inputs = keras.Input((6,))

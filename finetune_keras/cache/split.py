@@ -161,7 +161,16 @@ def _closed(divided: parts.Parts, random: set[int]) -> set[int]:
     # Dropout at the end of the frozen part is the head's own, and stays random; so does what a
     # built model calls its head. What comes before all weights is augmentation.
     own = {i for i in random & behind if i not in before and "/" not in seen.calls[i].path}
-    return reach(own | (random & behind & divided.head_calls))
+    own |= random & behind & divided.head_calls
+    # What a head varies features by is a small model without weights: all of it, or its scales
+    # would be kept too.
+    holders = {seen.calls[i].path.rpartition("/")[0] for i in own} - {""}
+    weighted = {c.path for c in seen.calls if c.units}
+    holders = {h for h in holders if not any(p.startswith(f"{h}/") for p in weighted)}
+    return reach(
+        own
+        | {i for i, c in enumerate(seen.calls) if any(c.path.startswith(f"{h}/") for h in holders)}
+    )
 
 
 def _changes(call: graph.Call, on: frozenset[int]) -> bool:

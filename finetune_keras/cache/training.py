@@ -69,17 +69,20 @@ def train(
         callbacks, model, there, verbose=verbose, epochs=settings["epochs"], steps=steps
     )
     model.history = suffix.history = history
-    with bridge.synced(model, suffix):
-        suffix.fit(
-            x,
-            y,
-            sample_weight=weights,
-            batch_size=size,
-            shuffle=shuffle and turning is None,
-            callbacks=all_,
-            verbose=verbose,
-            **settings,
-        )
+    try:
+        with bridge.synced(model, suffix):
+            suffix.fit(
+                x,
+                y,
+                sample_weight=weights,
+                batch_size=size,
+                shuffle=shuffle and turning is None,
+                callbacks=all_,
+                verbose=verbose,
+                **settings,
+            )
+    finally:
+        suffix.history = None  # it holds the model, which is to go when nobody else does
     return history
 
 
