@@ -46,17 +46,17 @@ class Pass:
         try:
             self._resume(store)
             bar = self._compute(store)
+            if self.spec is None:
+                raise ValueError(f"the data are empty: {self.data.spec} gave no batch")
+            rows = store.done["rows"]
+            if rows % self.views:
+                raise ValueError(
+                    f"the data gave another number of examples at each of {self.views} readings, "
+                    f"{rows} in all: views are draws of the same examples"
+                )
         except BaseException:
             store.close()
             raise
-        if self.spec is None:
-            raise ValueError(f"the data are empty: {self.data.spec} gave no batch")
-        rows = store.done["rows"]
-        if rows % self.views:
-            raise ValueError(
-                f"the data gave another number of examples at each of {self.views} readings, "
-                f"{rows} in all: views are draws of the same examples"
-            )
         record = self._record(store)
         if bar.rate:
             record["examples_per_second"] = round(bar.rate, 1)  # of this pass, reading included
@@ -91,7 +91,9 @@ class Pass:
                 self._check(arrays, number)
                 rows, count = rows + batch.size, count + 1
                 done = {"view": view, "batch": number + 1, "rows": rows, "count": count}
-                done |= {"batch_size": self.data.batch_size, "last": source.batch_digest(batch)}
+                if isinstance(store, Folder):  # only there a pass can go on
+                    done["batch_size"] = self.data.batch_size
+                    done["last"] = source.batch_digest(batch)
                 store.append(arrays, done)
                 bar.step(batch.size)
         bar.end()
