@@ -31,8 +31,8 @@ class Ordinal(Trunk):
 
     Attributes:
         num_classes: number of classes, 2 or more. May be omitted where `class_names` is given.
-        hidden, activation, dropout, l1, l2, pooling, normalization, feature_noise,
-            feature_brightness: as in `Classification`.
+        hidden, activation, dropout, l1, l2, pooling, normalization: as in `Classification`.
+        feature_noise, feature_brightness: as in `Classification`.
         class_names: one name a class, from the lowest to the highest, or an object that has them
             as ``.class_names``; they travel in the file.
 

@@ -55,8 +55,8 @@ class Regression(Trunk):
 
     Attributes:
         num_outputs: how many numbers for each example.
-        hidden, activation, dropout, l1, l2, pooling, normalization, feature_noise,
-            feature_brightness: as in `Classification`.
+        hidden, activation, dropout, l1, l2, pooling, normalization: as in `Classification`.
+        feature_noise, feature_brightness: as in `Classification`.
         loss: ``"mse"``, ``"mae"``, ``"huber"`` (quadratic up to one standard deviation; with
             `std` it is this package's, which Keras alone loads for predictions only), or a
             ``keras.losses.Loss``, which is taken as it is, in units of the targets.
