@@ -102,7 +102,8 @@ class FeatureSet:
         Examples:
             >>> import finetune_keras as ftk
             >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
-            >>> found = ftk.features(base.model, (np.zeros((5, 24, 24, 3)), np.arange(5)), verbose=0)
+            >>> data = np.zeros((5, 24, 24, 3)), np.arange(5)
+            >>> found = ftk.features(base.model, data, verbose=0)
             >>> [y.tolist() for _, y in found.dataset(2)]
             [[0, 1], [2, 3], [4]]
         """
