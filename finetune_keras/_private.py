@@ -13,6 +13,7 @@ import keras
 __all__ = [
     "built_on",
     "compile_arguments",
+    "compile_call",
     "copy_decay_exclusions",
     "own_weights",
     "rate_object",
@@ -53,6 +54,15 @@ def compile_arguments(model: keras.Model) -> dict[str, Any]:
     Python function does not come back from that.
     """
     return dict(model._compile_config.config)
+
+
+def compile_call(model: keras.Model) -> object:
+    """An object that each call of ``model.compile`` makes anew.
+
+    Nothing public tells one call from the next if the arguments are the same, and ``fit`` traces
+    anew after each.
+    """
+    return model._compile_config
 
 
 def built_on(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:

@@ -45,6 +45,15 @@ def test_compile_arguments_gives_back_the_objects():
     model.train_on_batch(np.zeros((2, 6)), np.zeros((2, 3)))
 
 
+def test_compile_call_is_another_object_after_each_call():
+    model = chain()
+    model.compile("sgd", "mse")
+    first = _private.compile_call(model)
+    assert _private.compile_call(model) is first
+    model.compile("sgd", "mse")
+    assert _private.compile_call(model) is not first
+
+
 def test_built_on_is_what_the_optimizer_first_saw():
     model = chain()
     optimizer = keras.optimizers.Adam()

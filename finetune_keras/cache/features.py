@@ -166,4 +166,5 @@ def compute(
     if store.complete:
         return work.found(store)
     with store.locked():
-        return work.run(store)
+        store = Folder(path, identity)  # again: another process may have finished just now
+        return work.found(store) if store.complete else work.run(store)

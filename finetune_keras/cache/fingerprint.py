@@ -76,7 +76,10 @@ def _graph(this: Tape, into: Any) -> None:
 
 def _config(op: keras.Operation) -> Any:
     try:
-        return op.get_config()
+        config = op.get_config()
+        if hasattr(op, "get_vocabulary"):  # what ``adapt`` found is no weight, nor in the config
+            config = {**config, "vocabulary": list(op.get_vocabulary())}
+        return config
     except Exception:  # an operation of a user's own may have none
         return {}
 

@@ -168,7 +168,6 @@ def fit(
             )
         _check_generator(x, epochs - initial_epoch, steps_per_epoch)
         return model.fit(**plain)
-    _current(model)
     probe = solved.check(model, division.suffix) if solver is not None else None
     if views == 1 and augments(division.prefix):
         warnings.warn(
@@ -198,6 +197,7 @@ def fit(
     held = None
     if val is not None:
         held = compute(division.prefix, val, directory=folder and folder / "validation", **given)
+    _current(model)  # no earlier: what fails before this leaves the model as it is
     if probe is not None:
         training.compiled(model, division.suffix)
         return solved.run(
@@ -255,8 +255,11 @@ def _obstacle(model: keras.Model) -> str | None:
 
 
 def _adds_loss(layer: keras.layers.Layer) -> bool:
-    return getattr(layer, "activity_regularizer", None) is not None or isinstance(
-        layer, keras.layers.ActivityRegularization
+    if getattr(layer, "activity_regularizer", None) is not None:
+        return True
+    code = getattr(type(layer).call, "__code__", None)
+    return isinstance(layer, keras.layers.ActivityRegularization) or (
+        code is not None and "add_loss" in code.co_names
     )
 
 
@@ -304,9 +307,11 @@ def _source(
     """The data; the first ``steps`` batches where there is no end, or no second reading."""
     settings = {"batch_size": batch_size, "preprocess": preprocess, "what": what}
     if steps is not None:
-        endless = source.source(x, y, sample_weight, steps=steps, **settings)
-        if not endless.arrays and (not endless.again or endless.endless):
-            return endless
+        first = source.source(x, y, sample_weight, steps=steps, **settings)
+        if not first.arrays and (not first.again or first.endless):
+            return first
+        if first.arrays:  # all of them, in batches of the size that the steps make
+            settings["batch_size"] = first.batch_size
     return source.source(x, y, sample_weight, **settings)
 
 

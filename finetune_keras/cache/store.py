@@ -148,9 +148,10 @@ class Folder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps others from writing here meanwhile."""
-        with _told(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with manifest.lock(self.path):
+        with contextlib.ExitStack() as stack:
+            with _told(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(manifest.lock(self.path))
             yield
 
     def restart(self) -> None:
@@ -166,9 +167,11 @@ class Folder:
                 need, free = row * (expected - rows), shutil.disk_usage(self.path).free
                 if need > free:
                     raise OSError(errno.ENOSPC, f"{_size(need)} are needed and {_size(free)} free")
+            self._spec, self._told = spec, told
+            # Before the files, which nobody would know for ours without it.
+            manifest.write(self.path, self._manifest("partial", rows))
             for name, (shape, dtype) in spec.items():
                 self._rows[name] = FileRows(self.path, name, shape, dtype, rows)
-            self._spec, self._told = spec, told
             self._save()
 
     def append(self, batch: dict[str, np.ndarray], done: dict[str, Any]) -> None:
@@ -207,17 +210,20 @@ class Folder:
         manifest.write(self.path, self._manifest("partial"))
         self._saved = time.monotonic()
 
-    def _manifest(self, state: str) -> dict[str, Any]:
+    def _manifest(self, state: str, rows: int | None = None) -> dict[str, Any]:
         return {
             "state": state,
             **self.identity,
             **self._told,
             "done": self.done,
             "files": {
-                name: {"dtype": name_of(dtype), "shape": [self._rows[name].rows, *shape]}
+                name: {"dtype": name_of(dtype), "shape": [self._count(name, rows), *shape]}
                 for name, (shape, dtype) in self._spec.items()
             },
         }
+
+    def _count(self, name: str, rows: int | None) -> int:
+        return self._rows[name].rows if rows is None else rows
 
 
 def files(folder: Path) -> list[str]:

@@ -22,11 +22,13 @@ def compiled(model: keras.Model, suffix: keras.Model) -> None:
     """Compiles the suffix as the model is, unless it is so already: tracing takes seconds."""
     given = {**_private.compile_arguments(model), "optimizer": model.optimizer}
     given["auto_scale_loss"] = False  # it is scaled already if it has to be
+    # By the call of ``compile``: after the next one even equal arguments are traced anew.
+    state = {**given, "call": _private.compile_call(model)}
     last = _COMPILED.get(suffix)
-    if last is not None and all(given[k] is last[k] for k in given):
+    if last is not None and all(state[k] is last[k] for k in state):
         return
     suffix.compile(**given)
-    _COMPILED[suffix] = given
+    _COMPILED[suffix] = state
 
 
 def train(
