@@ -104,6 +104,18 @@ def learners(model: keras.Model) -> set[str]:
     return {u.path for u in graph.opened(model).units if u.learnable}
 
 
+# What tests of every architecture are held against on JAX and PyTorch by default; `make test-slow`
+# takes all. On JAX each new shape is compiled, which takes most of the time.
+REPRESENTATIVES = ("mobilenet", "resnet50", "vgg16")
+
+
+def slow_marks(name: str, fast=REPRESENTATIVES) -> tuple:
+    """The mark of an architecture that is left to ``make test-slow`` on this backend."""
+    few = keras.backend.backend() != "tensorflow"
+    slow = name not in fast or (few and name not in REPRESENTATIVES)
+    return (pytest.mark.slow,) if slow else ()
+
+
 def pytest_make_parametrize_id(config, val, argname):
     """Names without addresses: the workers of pytest-xdist have to agree on them."""
     if isinstance(val, np.ndarray):

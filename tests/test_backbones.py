@@ -5,7 +5,7 @@ import socket
 import keras
 import numpy as np
 import pytest
-from conftest import chain, classifier, images, residual, same, snapshot
+from conftest import chain, classifier, images, residual, same, slow_marks, snapshot
 
 import finetune_keras as ftk
 from finetune_keras import SelectionError, WeightsError, backbone, build, heads, select
@@ -30,7 +30,7 @@ FAMILIES = {
     "xception": 71,
 }
 ALL = [
-    pytest.param(name, FAMILIES.get(name, 75), marks=() if name in FAMILIES else pytest.mark.slow)
+    pytest.param(name, FAMILIES.get(name, 75), marks=slow_marks(name, FAMILIES))
     for name in applications.names()
 ]
 

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from conftest import chain, residual, snapshot, value
+from conftest import chain, residual, slow_marks, snapshot, value
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, backbone, heads, select
@@ -19,10 +19,7 @@ layers = keras.layers
 ALIKE = ("mobilenet", "mobilenetv2", "mobilenetv3small", "resnet50v2", "efficientnetv2s")
 APART = ("resnet50", "densenet121", "convnexttiny", "efficientnetb0", "efficientnetv2b0")
 FAST = (*ALIKE[:-1], *APART)
-ALL = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name in applications.names()
-]
+ALL = [pytest.param(name, marks=slow_marks(name, FAST)) for name in applications.names()]
 
 
 def photo(channels, size=32, n=2):

@@ -9,6 +9,7 @@ import contracts
 import head_contracts
 import keras
 import pytest
+from conftest import slow_marks
 from networks import NETWORKS
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,8 @@ def cases():
             slow = network.mark == "slow" or (network.mark == "big" and not cheap)
             slow = slow or (few and network.kind not in ("this package", "your own") and not cheap)
             marks = pytest.mark.slow if slow else ()
+            if network.kind == "keras.applications" and not slow:
+                marks = slow_marks(network.name, NETWORKS)
             if network.mark != "slow" or cheap:
                 yield pytest.param(network.name, name, id=f"{network.name}-{name}", marks=marks)
 

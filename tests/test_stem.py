@@ -5,7 +5,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import chain, residual, snapshot, value
+from conftest import chain, residual, slow_marks, snapshot, value
 
 import finetune_keras as ftk
 from finetune_keras import backbone, graph, heads, select
@@ -37,7 +37,7 @@ FAMILIES = (
     "xception",
 )
 ALL = [
-    pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
+    pytest.param(name, marks=slow_marks(name, FAMILIES))
     for name in applications.names()
     if not name.startswith("vgg")
 ]
