@@ -91,3 +91,43 @@ def test_a_frozen_layer_that_adds_a_loss_when_called_is_trained_plainly():
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="'adds' adds a loss"):
         ftk.fit(model, *vectors(), verbose=0)
+
+
+def test_what_a_frozen_layer_reports_is_reported():
+    class Reports(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.mean = keras.metrics.Mean(name="activity")
+
+        def call(self, x):
+            self.mean.update_state(x)
+            return x
+
+    inputs = keras.Input((6,))
+    low = layers.Dense(4, trainable=False)(Reports()(layers.Dense(4, trainable=False)(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(low))
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="a metric of its own, 'activity'"):
+        history = ftk.fit(model, *vectors(), verbose=0)
+    assert "activity" in history.history
+
+
+def test_a_training_function_of_the_user_s_own_is_called():
+    class Own(keras.Model):
+        def make_train_function(self, force=False):
+            self.made = True
+            return super().make_train_function(force)
+
+    inputs = keras.Input((6,))
+    model = Own(inputs, layers.Dense(3)(layers.Dense(4, trainable=False)(inputs)))
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="Own has a make_train_function of its own"):
+        ftk.fit(model, *vectors(), verbose=0)
+    assert model.made
+
+
+def test_features_that_are_kept_serve_batches_of_any_size(tmp_path):
+    model = half()
+    for size, steps in ((8, 4), (16, 6), (None, 7)):
+        ftk.fit(model, *vectors(), batch_size=size, verbose=0, cache=tmp_path)
+        assert int(value(model.optimizer.iterations)) == steps

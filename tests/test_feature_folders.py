@@ -110,3 +110,28 @@ def test_an_adapted_vocabulary_counts(tmp_path):
     with pytest.raises(CacheError, match="the frozen part"):
         ftk.features(network(["c", "b", "c"]), words[:, None], **given)
     assert first.features[0].shape[0] == 4
+
+
+def test_a_damaged_folder_is_said_in_one_line(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_EVERY", 0)
+    with monkeypatch.context() as patch:
+        killed(patch, FileRows, "append", 4)
+        with pytest.raises(KilledError):
+            run(network, tmp_path, batch_size=8)
+    partial = tmp_path / "features_0.npy.partial"
+    kept = partial.read_bytes()
+    partial.write_bytes(kept[:-3])
+    with pytest.raises(CacheError, match="damaged .*shorter.*delete the folder"):
+        run(network, tmp_path, batch_size=8)
+    partial.unlink()
+    with pytest.raises(CacheError, match="damaged .*delete the folder"):
+        run(network, tmp_path, batch_size=8)
+    partial.write_bytes(kept)
+    run(network, tmp_path, batch_size=8)
+    path = tmp_path / "features_0.npy"
+    np.save(path, np.load(path).view("int32"))
+    with pytest.raises(CacheError, match="int32 and not float32"):
+        run(network, tmp_path, batch_size=8)
+    (tmp_path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(CacheError, match="no whole manifest"):
+        run(network, tmp_path, batch_size=8)

@@ -27,6 +27,8 @@ _OWN = (
     "evaluate",
     "fit",
     "get_metrics_result",
+    "make_test_function",
+    "make_train_function",
     "test_step",
     "train_step",
 )
@@ -78,7 +80,8 @@ def fit(
         x: as in ``model.fit``, like all that follow up to ``validation_freq``; with two
             differences for data sets and generators, which are read once: their examples are
             shuffled over the whole set at each epoch unless ``shuffle=False``, and a generator
-            with ``steps_per_epoch`` is read for one epoch (times ``views``).
+            with ``steps_per_epoch`` is read for one epoch (times ``views``). Training is in
+            batches of the size of the first one, should they differ.
         y: labels.
         batch_size: of arrays, 32 by default.
         epochs: number of the last epoch.
@@ -153,6 +156,9 @@ def fit(
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
         why, division = "the frozen part gives tensors without a batch axis", None
+    if division is not None and division.prefix.metrics:
+        name = division.prefix.metrics[0].name
+        why, division = f"a frozen layer reports a metric of its own, {name!r}", None
     _check_solver(solver)
     if division is None or not division.frozen:
         if solver is not None:

@@ -61,7 +61,7 @@ class Pass:
         if bar.rate:
             record["examples_per_second"] = round(bar.rate, 1)  # of this pass, reading included
         told = {"structure": self.structure, "engine_record": record, "engine": record["name"]}
-        arrays = store.finish({**told, "batch_size": self.data.batch_size})
+        arrays = store.finish(told)
         return self._set(store, arrays, record)
 
     def _record(self, store: Memory | Folder) -> dict[str, Any]:
@@ -183,13 +183,12 @@ class Pass:
             None if told[n] is None else _filled(told[n], arrays, n) for n in ("labels", "weights")
         )
         directory = store.path if isinstance(store, Folder) else None
-        size = store.found["batch_size"] if reused else self.data.batch_size
         return FeatureSet(
             features=tuple(found),
             labels=labels,
             sample_weight=weights,
             views=self.views,
-            batch_size=size,
+            batch_size=self.data.batch_size,  # of now: what is kept serves batches of any size
             directory=directory,
             engine=record,
             reused=reused,

@@ -20,6 +20,7 @@ __all__ = ["FORMAT", "differs", "lock", "read", "write"]
 
 FORMAT = 1
 _NAME = "manifest.json"
+_KEYS = {"state", "done", "files", "structure", "engine_record"}
 _WORDS = {
     "graph": "the frozen part of the model (another network, cut, size of input or dtype)",
     "weights": "the weights of the frozen part",
@@ -46,6 +47,8 @@ def read(folder: Path) -> dict[str, Any] | None:
         raise CacheError(f"{path} cannot be read ({e}): delete {folder}, or give another") from None
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
         raise CacheError(f"{path} is no manifest of features: give another directory")
+    if found["format"] <= FORMAT and not found.keys() >= _KEYS:
+        raise CacheError(f"{path} is no whole manifest of features: delete {folder}")
     if found["format"] > FORMAT:
         raise CacheError(
             f"{path} is of format {found['format']}, written by finetune_keras "

@@ -146,6 +146,8 @@ def open_rows(folder: Path, name: str, dtype: str) -> np.ndarray:
         if not size:
             return np.empty(shape, dtype_of(dtype))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if name_of(stored) != _STORED.get(dtype, dtype):
+        raise ValueError(f"{path} holds {stored} and not {dtype}")
     array = np.ndarray(shape, stored, buffer=mapped, offset=offset)
     return array if name_of(stored) == dtype else array.view(dtype_of(dtype))
 

@@ -171,7 +171,13 @@ class Folder:
             # Before the files, which nobody would know for ours without it.
             manifest.write(self.path, self._manifest("partial", rows))
             for name, (shape, dtype) in spec.items():
-                self._rows[name] = FileRows(self.path, name, shape, dtype, rows)
+                try:
+                    self._rows[name] = FileRows(self.path, name, shape, dtype, rows)
+                except (ValueError, FileNotFoundError) as e:
+                    raise CacheError(
+                        f"the unfinished features in {self.path} are damaged ({e}): delete the "
+                        "folder"
+                    ) from None
             self._save()
 
     def append(self, batch: dict[str, np.ndarray], done: dict[str, Any]) -> None:
