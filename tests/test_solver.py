@@ -160,6 +160,9 @@ def noisy(n=240):
     return x.astype("float32"), labels(x, seed=6)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="arrays, and 10 s of training for each head"
+)
 @pytest.mark.parametrize(
     ("head", "of"),
     [
