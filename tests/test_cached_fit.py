@@ -10,7 +10,7 @@ from conftest import chain, images, residual, same, value, vectors
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
-from finetune_keras.cache import forward
+from finetune_keras.cache import FeatureSet, forward
 
 layers = keras.layers
 
@@ -315,6 +315,19 @@ def test_the_cache_in_a_folder_serves_the_next_run(tmp_path, ran_once):
         ftk.fit(built(), x, y, epochs=2, validation_split=0.25, verbose=0, cache=tmp_path / "c")
         assert sum(ran_once) == 24 * times
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["train", "validation"]
+
+
+def test_memory_bounds_what_training_reads_too(tmp_path, monkeypatch):
+    x, y = images(24)
+    read = []
+    dataset = FeatureSet.dataset
+    monkeypatch.setattr(
+        FeatureSet, "dataset", lambda self, *a, **k: read.append(1) or dataset(self, *a, **k)
+    )
+    ftk.fit(built(), x, y, verbose=0, cache=tmp_path, memory=100)
+    assert read == [1]  # from the files, not loaded
+    ftk.fit(built(), x, y, verbose=0, cache=tmp_path)
+    assert read == [1]
 
 
 def test_features_in_half_precision_train_too():

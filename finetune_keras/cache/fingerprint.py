@@ -25,7 +25,7 @@ def fingerprint(model: keras.Model) -> dict[str, str]:
     """``{"graph": ..., "weights": ...}`` of a functional or sequential model.
 
     Equal graphs and weights give equal strings, in another process too; a single weight that
-    differs gives others. Reads all weights once: about a tenth of a second for ResNet50.
+    differs gives others. Reads all weights once.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

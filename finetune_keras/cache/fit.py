@@ -229,6 +229,7 @@ def fit(
         shuffle=bool(shuffle),
         verbose=given["verbose"],
         callbacks=callbacks,
+        memory=memory,
     )
 
 

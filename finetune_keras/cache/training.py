@@ -41,6 +41,7 @@ def train(
     shuffle: bool,
     verbose: int,
     callbacks: Any,
+    memory: int | None = None,
 ) -> keras.callbacks.History:
     """Trains the suffix of ``model``.
 
@@ -53,12 +54,13 @@ def train(
         shuffle: whether each epoch has an order of its own.
         verbose: as in ``fit``.
         callbacks: they see ``model``.
+        memory: bytes of features in memory; by default a quarter of what is free.
     """
     suffix = division.suffix
     compiled(model, suffix)
-    data, turning = _fed(found, shuffle)
+    data, turning = _fed(found, shuffle, memory)
     if held is not None:
-        (x, y, weights, size), _ = _fed(held, False)
+        (x, y, weights, size), _ = _fed(held, False, memory)
         if size is None:
             settings["validation_data"] = x
         else:
@@ -88,10 +90,11 @@ def train(
     return history
 
 
-def _fed(found: FeatureSet, shuffle: bool) -> tuple[tuple, Any]:
+def _fed(found: FeatureSet, shuffle: bool, memory: int | None) -> tuple[tuple, Any]:
     """What ``fit`` gets: arrays where that is possible, which is faster, or else batches."""
     kept = all(a.dtype == keras.config.floatx() for a in found.features if a.dtype.kind in "fV")
-    fits = found.in_memory or found.nbytes <= store.available()
+    budget = store.available() if memory is None else memory
+    fits = found.in_memory or found.nbytes <= budget
     if found.views == 1 and kept and fits:
         x, y, weights = found.view()
         if not found.in_memory:
