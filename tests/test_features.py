@@ -89,6 +89,23 @@ def test_features_of_something_else_are_refused_with_the_reason(change, data, tm
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_a_layer_that_cannot_be_told_from_another_is_not_kept(tmp_path):
+    class Times(layers.Layer):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    model = keras.Sequential([keras.Input((3,)), Times(lambda x: 2 * x)])
+    x = np.ones((4, 3), "float32")
+    same(ftk.features(model, x, verbose=0).features[0], 2 * x, atol=0)
+    with pytest.raises(CacheError, match="'times' .* give it a get_config"):
+        ftk.features(model, x, directory=tmp_path / "new", verbose=0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_key_stands_for_the_data(prefix, data, tmp_path):
     ftk.features(prefix, data, directory=tmp_path, key="flowers 1", verbose=0)
     other = (data[0][::-1], data[1][::-1])

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from finetune_keras import graph
+from finetune_keras._errors import CacheError
 from finetune_keras.tape import Tape, inside, tape, tensors
 
 __all__ = ["fingerprint", "weights"]
@@ -80,8 +81,12 @@ def _config(op: keras.Operation) -> Any:
         if hasattr(op, "get_vocabulary"):  # what ``adapt`` found is no weight, nor in the config
             config = {**config, "vocabulary": list(op.get_vocabulary())}
         return config
-    except Exception:  # an operation of a user's own may have none
-        return {}
+    except Exception as e:  # a user's own get_config may raise anything; Keras' default does
+        raise CacheError(
+            f"the layer {op.name!r} ({type(op).__name__}) has no config ({type(e).__name__}), so "
+            "its features could not be told from those of another: give it a get_config, or keep "
+            "the features in memory"
+        ) from e
 
 
 def _text(value: Any) -> str:
