@@ -60,7 +60,7 @@ def tf_data(*parts):
 
 
 def loader():
-    import torch
+    torch = pytest.importorskip("torch")
     from torch.utils.data import DataLoader, TensorDataset
 
     return DataLoader(TensorDataset(*map(torch.from_numpy, (X, Y, W))), batch_size=3)
@@ -107,24 +107,37 @@ def test_streams_give_their_batches_in_order(kind):
     assert not threads()
 
 
-def tensors():
-    import torch
+def torch_tensors():
+    torch = pytest.importorskip("torch")
+    return torch.from_numpy(X).requires_grad_(), torch.from_numpy(Y)
 
-    yield "numpy", X, Y
-    yield "keras", keras.ops.convert_to_tensor(X), keras.ops.convert_to_tensor(Y)
-    yield "torch", torch.from_numpy(X).requires_grad_(), torch.from_numpy(Y)
-    yield "lists", X.tolist(), Y.tolist()
+
+def tensorflow_tensors():
     import tensorflow as tf
 
-    yield "tensorflow", tf.constant(X), tf.constant(Y)
+    return tf.constant(X), tf.constant(Y)
+
+
+def hdf5():
     import h5py
 
     file = h5py.File("memory", "w", driver="core", backing_store=False)
-    yield "h5py", file.create_dataset("x", data=X), Y
+    return file.create_dataset("x", data=X), Y
 
 
-@pytest.mark.parametrize(("x", "y"), [pytest.param(x, y, id=n) for n, x, y in tensors()])
-def test_arrays_of_every_kind_give_numpy_batches(x, y):
+ARRAYS = {
+    "numpy": lambda: (X, Y),
+    "keras": lambda: (keras.ops.convert_to_tensor(X), keras.ops.convert_to_tensor(Y)),
+    "torch": torch_tensors,
+    "lists": lambda: (X.tolist(), Y.tolist()),
+    "tensorflow": tensorflow_tensors,
+    "h5py": hdf5,
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_every_kind_give_numpy_batches(kind):
+    x, y = ARRAYS[kind]()
     s = source.source(x, y, batch_size=3)
     batches = list(s.read())
     assert [b.size for b in batches] == [3, 3, 1]
@@ -249,8 +262,7 @@ def test_strings_stay_strings():
 
 
 def test_bfloat16_of_torch():
-    import torch
-
+    torch = pytest.importorskip("torch")
     (batch,) = source.source(torch.from_numpy(X).bfloat16()).read()
     assert batch.x.dtype == "float32"
     np.testing.assert_allclose(batch.x, X, rtol=0.01)
