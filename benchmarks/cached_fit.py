@@ -2,7 +2,7 @@
 
     python benchmarks/cached_fit.py --case resnet50 --case partial --case bert --case open
     python benchmarks/cached_fit.py --case growth
-    python benchmarks/cached_fit.py --case resnet50 --engine auto --out resnet50.json
+    python benchmarks/cached_fit.py --case resnet50 --engine keras --engine auto --out resnet50.json
 
 Each repeat trains the same model both ways, in turn, and gives one ratio; medians are printed. The
 data are made, in memory, with a label each. ``floor`` is what cannot be saved: the frozen part run
@@ -116,66 +116,84 @@ def compare(case: str, args) -> dict:
     keras.utils.set_random_seed(0)
     model, data = CASES[case]()
     x, y = data(args.images)
-    start = [model.get_weights(), None]
+    start = model.get_weights()
     settings = {"batch_size": args.batch, "verbose": 0}
-    fast = {"engine": args.engine} if case != "open" else {}
-
-    def cached(n, epochs):
-        return timed(lambda: ftk.fit(model, *part(n), epochs=epochs, **settings, **fast))
-
-    def plain(n, epochs):
-        return timed(lambda: model.fit(*part(n), epochs=epochs, **settings))
+    used = args.engine or ["keras"]
+    used = used[:1] if case == "open" else used
 
     def part(n):
         return keras.tree.map_structure(lambda a: a[:n], (x, y))
 
-    cold = cached(args.images, args.epochs)
+    def plain(n, epochs):
+        return timed(lambda: model.fit(*part(n), epochs=epochs, **settings))
+
+    def cached(engine, n, epochs):
+        fast = {} if case == "open" else {"engine": engine}
+        return timed(lambda: ftk.fit(model, *part(n), epochs=epochs, **settings, **fast))
+
+    cold = {engine: cached(engine, args.images, args.epochs) for engine in used}
     plain(2 * args.batch, 1)
-    cached(2 * args.batch, 1)
     rows = []
     for turn in range(args.repeats):
-        model.set_weights(start[0])
-        pair = [cached, plain] if turn % 2 else [plain, cached]
-        found = {f.__name__: (f(args.images, args.epochs), f(args.images, 1)) for f in pair}
-        rows.append(
-            {
-                "plain": found["plain"][0],
-                "cached": found["cached"][0],
-                "plain_one": found["plain"][1],
-                "cached_one": found["cached"][1],
-            }
-        )
-        if case != "open":
-            rows[-1] |= floor(model, x, y, args)
+        model.set_weights(start)
+        row = {}
+
+        def without(row=row):
+            row["plain"] = plain(args.images, args.epochs)
+            row["plain_one"] = plain(args.images, 1)
+
+        def with_cache(row=row):
+            for engine in used:
+                cached(engine, 2 * args.batch, 1)
+                row[engine] = {
+                    "cached": cached(engine, args.images, args.epochs),
+                    "cached_one": cached(engine, args.images, 1),
+                }
+                if case != "open":
+                    row[engine] |= floor(engine, model, x, y, args)
+
+        for side in (with_cache, without) if turn % 2 else (without, with_cache):
+            side()
+        rows.append(row)
     result = {"case": case, "backend": keras.backend.backend(), "images": args.images}
-    result |= {"epochs": args.epochs, "repeats": args.repeats, "cold_wall": round(cold[0], 2)}
-    for name in rows[0]:
-        result[name] = {
-            kind: round(statistics.median(r[name][i] for r in rows), 3)
-            for i, kind in enumerate(("wall", "cpu"))
-        }
+    result |= {"epochs": args.epochs, "repeats": args.repeats}
+    result |= {name: medians([r[name] for r in rows]) for name in ("plain", "plain_one")}
+    result["engines"] = {e: summary([r | r[e] for r in rows], cold[e], args) for e in used}
+    return result
+
+
+def medians(pairs) -> dict:
+    """Of wall and CPU seconds."""
+    found = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return {kind: round(value, 3) for kind, value in zip(("wall", "cpu"), found, strict=True)}
+
+
+def summary(rows, cold, args) -> dict:
+    """What one engine took, each ratio from one repeat."""
+    timings = [k for k in ("cached", "cached_one", "floor", "pass") if k in rows[0]]
+    result = {name: medians([r[name] for r in rows]) for name in timings}
+    result["cold_wall"] = round(cold[0], 2)
     for i, kind in enumerate(("wall", "cpu")):
         ratios = {
             "faster": [r["plain"][i] / r["cached"][i] for r in rows],
             "one_epoch": [r["cached_one"][i] / r["plain_one"][i] for r in rows],
         }
-        if case != "open":
+        if "floor" in timings:
             ratios["of_floor"] = [r["cached"][i] / r["floor"][i] for r in rows]
         result[f"ratios_{kind}"] = {
             k: {"median": round(statistics.median(v), 3), "each": [round(a, 3) for a in v]}
             for k, v in ratios.items()
         }
-    if case != "open":
+    if "pass" in timings:
         # Of the bare pass, and what part of that rate one epoch by the cache keeps.
-        result["per_second"] = round(args.images / result["pass"]["wall"], 1)
-        result["share_of_bare_pass"] = round(
-            result["pass"]["wall"] / result["cached_one"]["wall"], 3
-        )
-        result["engine"] = floor.record
+        bare, one = result["pass"]["wall"], result["cached_one"]["wall"]
+        result["per_second"] = round(args.images / bare, 1)
+        result["share_of_bare_pass"] = round(bare / one, 3)
+        result["engine"] = rows[-1]["record"]
     return result
 
 
-def floor(model, x, y, args) -> dict:
+def floor(engine, model, x, y, args) -> dict:
     """What cannot be saved: one bare pass, and the epochs of the rest alone."""
     import keras
     import numpy as np
@@ -187,15 +205,15 @@ def floor(model, x, y, args) -> dict:
     flat = zip(keras.tree.flatten(x), division.prefix.inputs, strict=True)
     flat = [a.astype(t.dtype, copy=False) for a, t in flat]
     batches = [[a[i : i + args.batch] for a in flat] for i in range(0, args.images, args.batch)]
-    chosen = engines.choose(division.prefix, batches[0], args.engine)
-    floor.record = chosen.record.to_dict()
+    chosen = engines.choose(division.prefix, batches[0], engine)
     made = []
     once = timed(lambda: made.extend(map(chosen.run, batches)))
     arrays = [np.concatenate(a) for a in zip(*made, strict=True)]
     fed = arrays[0] if len(arrays) == 1 else arrays
     settings = {"batch_size": args.batch, "epochs": args.epochs, "verbose": 0}
     rest = timed(lambda: division.suffix.fit(fed, y, **settings))
-    return {"floor": tuple(a + b for a, b in zip(once, rest, strict=True)), "pass": once}
+    both = tuple(a + b for a, b in zip(once, rest, strict=True))
+    return {"floor": both, "pass": once, "record": chosen.record.to_dict()}
 
 
 def timed(call) -> tuple[float, float]:
@@ -273,7 +291,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--engine", default="keras")
+    parser.add_argument("--engine", action="append", help="one or several; keras by default")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--examples", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out")
