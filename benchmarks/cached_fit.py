@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 
+from peers import PEERS, TUNED
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
@@ -152,14 +154,27 @@ def compare(case: str, args) -> dict:
                 if case != "open":
                     row[engine] |= floor(engine, model, x, y, args)
 
+        if case == "resnet50" and args.peers:
+            row |= {name: by_peer(name, args) for name in PEERS}
         for side in (with_cache, without) if turn % 2 else (without, with_cache):
             side()
         rows.append(row)
     result = {"case": case, "backend": keras.backend.backend(), "images": args.images}
     result |= {"epochs": args.epochs, "repeats": args.repeats}
-    result |= {name: medians([r[name] for r in rows]) for name in ("plain", "plain_one")}
+    others = [name for name in PEERS if name in rows[0]]
+    result |= {name: medians([r[name] for r in rows]) for name in ("plain", "plain_one", *others)}
     result["engines"] = {e: summary([r | r[e] for r in rows], cold[e], args) for e in used}
     return result
+
+
+def by_peer(name: str, args) -> tuple[float, float]:
+    """Wall and CPU seconds of all epochs by another library, in a process of its own."""
+    command = [args.peers, os.path.join(os.path.dirname(__file__), "peers.py"), "--peer", name]
+    for option in ("images", "batch", "epochs"):
+        command += [f"--{option}", str(getattr(args, option))]
+    out = subprocess.check_output(command, env={**os.environ, **TUNED}, text=True)
+    told = json.loads(out.splitlines()[-1])
+    return told["wall"], told["cpu"]
 
 
 def medians(pairs) -> dict:
@@ -178,6 +193,9 @@ def summary(rows, cold, args) -> dict:
             "faster": [r["plain"][i] / r["cached"][i] for r in rows],
             "one_epoch": [r["cached_one"][i] / r["plain_one"][i] for r in rows],
         }
+        for name in PEERS:
+            if name in rows[0]:
+                ratios[f"faster_than_{name}"] = [r[name][i] / r["cached"][i] for r in rows]
         if "floor" in timings:
             ratios["of_floor"] = [r["cached"][i] / r["floor"][i] for r in rows]
         result[f"ratios_{kind}"] = {
@@ -292,6 +310,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--engine", action="append", help="one or several; keras by default")
+    parser.add_argument(
+        "--peers", help="a Python that has torch, torchvision and fastai, to compare resnet50 with"
+    )
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--examples", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out")
