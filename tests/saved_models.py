@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 
-def conv_net(folder: Path, *, size: int | None = None, features: bool = False) -> Path:
+def conv_net(folder: Path, *, size: int | None = None) -> Path:
     """An image module: a stem and two blocks with batch normalisation, and the attributes that
     TF Hub asks a reusable SavedModel for.
     """
@@ -60,31 +60,23 @@ def conv_net(folder: Path, *, size: int | None = None, features: bool = False) -
                 # Attributes in an order that is not that of depth.
                 self.z = Conv(3, 4, "stem")
                 self.b, self.a = Block(4, "block2"), Block(4, "block1")
-            weights = self.trainable_variables
-            self.variables_ = None
 
             @tf.function(input_signature=[])
             def decay():
                 return 1e-2 * tf.reduce_sum(self.z.kernel**2)
 
             self.regularization_losses = [decay]
-            self.listed = list(weights)
 
         @tf.function
         def __call__(self, x, training=False):
             x = self.z(x, training)
             x = self.b(self.a(x, training), training)
-            if training:
-                x = tf.nn.dropout(x, 0.0)
-            pooled = tf.reduce_mean(x, [1, 2])
-            return {"default": pooled, "maps": x} if features else pooled
+            return tf.reduce_mean(x, [1, 2])
 
     net = Net()
     for training in (True, False):
         spec = tf.TensorSpec((None, size, size, 3), tf.float32)
         net.__call__.get_concrete_function(spec, training=training)
-    holder = tf.Module()
-    holder.net = net
     tf.saved_model.save(net, str(folder))
     return folder
 

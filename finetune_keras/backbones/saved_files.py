@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 from finetune_keras._errors import WeightsError
 
@@ -33,9 +34,10 @@ class Store:
     Attributes:
         folder: where they are.
         digest: a hash of what they hold.
+        known: those that this process has, by their digests.
     """
 
-    known: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
+    known: ClassVar[weakref.WeakValueDictionary[str, Store]] = weakref.WeakValueDictionary()
 
     def __init__(self, source: Path, *, values: bool):
         """Copies the graph and its assets, and the values of the variables if asked to."""
