@@ -299,20 +299,21 @@ else:
 
 
 @tensorflow
-def test_a_file_of_another_savedmodel_is_refused(net, tmp_path, monkeypatch):
+@pytest.mark.parametrize("instead", ["text", "nothing"])
+def test_a_file_with_another_savedmodel_is_refused(net, folder, tmp_path, instead, monkeypatch):
     import zipfile
 
     net.model.save(tmp_path / "a.keras")
-    with (
-        zipfile.ZipFile(tmp_path / "a.keras") as old,
-        zipfile.ZipFile(tmp_path / "b.keras", "w") as new,
-    ):
+    old = zipfile.ZipFile(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "b.keras", "w") as new:
         for name in old.namelist():
             if "saved_model.pb" not in name:
                 new.writestr(name, old.read(name))
+            elif instead == "text":
+                new.write(folder("text") / "saved_model.pb", name)
     monkeypatch.setattr(saved_files.Store, "known", {})
-    with pytest.raises(ValueError, match=r"saved_model|SavedModel"):
-        keras.models.load_model(tmp_path / "b.keras", safe_mode=False)
+    with pytest.raises(ValueError, match="SavedModel"):
+        keras.models.load_model(tmp_path / "b.keras", safe_mode=False)(images()[0])
 
 
 @tensorflow
@@ -360,7 +361,7 @@ def test_dicts_in_and_out(folder):
     fixed = ftk.backbone(
         folder("encoder"), input_shape={"input_word_ids": (7,), "input_mask": (7,)}
     )
-    assert fixed.model.output_shape["sequence_output"] == (None, 7, 8)
+    assert fixed.model.output["sequence_output"].shape == (None, 7, 8)
 
 
 @tensorflow
@@ -432,7 +433,8 @@ def test_an_export_of_keras_learns_in_inference_mode(folder):
         base = ftk.backbone(folder("export"))
     assert [b.name for b in base.blocks] == ["stem_conv", "block1_conv2", "block2_conv2"]
     x = np.random.default_rng(0).uniform(0, 1, (4, 16, 16, 3)).astype("float32")
-    same(base.model(x), foreign(folder("export")).serve(x), atol=1e-5)
+    theirs = foreign(folder("export"))
+    same(base.model(x), theirs.serve(x), atol=1e-5)
     model = ftk.build(base, heads.Classification(3), learning_rate=1e-2)
     before = snapshot(model)
     model.fit(x, np.arange(4) % 3, verbose=0)
@@ -504,7 +506,7 @@ def test_setuptools_without_pkg_resources_is_named(monkeypatch):
         ("conv_net", {"input_shape": 8}, "shape of one example"),
         ("encoder", {"input_shape": (8,)}, "'input_word_ids'"),
         ("conv_net", {"dtype": "mixed_bfloat16"}, "computes as it was saved"),
-        ("conv_net", {"remat": True}, "computes as it was saved"),
+        ("conv_net", {"remat": True}, "remat= is not for the SavedModel"),
         ("conv_net", {"weights": None}, "has its weights"),
         ("conv_net", {"alpha": 0.5}, "alpha="),
         ("conv_net", {"stem": "small"}, "saved_model|conv_net"),
@@ -520,8 +522,10 @@ def test_wrong_options_are_one_line(name, options, message, folder):
 @tensorflow
 def test_folders_that_are_no_savedmodel(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ftk.WeightsError, match=r"saved_model\.pb"):
+    with pytest.raises(ftk.WeightsError, match=r"without saved_model\.pb"):
         ftk.backbone(tmp_path / "empty")
+    with pytest.raises(ftk.WeightsError, match=r"such as its 'conv_net'"):
+        ftk.backbone(folder("conv_net").parent)
     (tmp_path / "torn").mkdir()
     whole = (folder("conv_net") / "saved_model.pb").read_bytes()
     for graph in (b"not a graph", whole[: len(whole) // 2], b""):
@@ -664,7 +668,7 @@ def test_scopes_of_bert_as_tf_hub_has_them():
         names += [f"transformer/layer_{i}/output_layer_norm/gamma"]
     names += ["pooler_transform/kernel"]
     layers = [f"transformer/layer_{i}" for i in range(3)]
-    assert _grouped(names) == ["word_embeddings", *layers, "pooler_transform"]
+    assert _grouped(names) == ["position_embedding", *layers, "pooler_transform"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from finetune_keras.backbones import (
     preprocessing,
     saved_model,
 )
+from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
 from finetune_keras.backbones.loaded import Loaded
@@ -121,7 +122,6 @@ def backbone(
         _refuse("a model of your own", weights=weights, input_shape=input_shape, options=options)
     elif saved_model.looks_like_saved_model(source):
         _refuse("a SavedModel", weights=weights, input_shape=None, options=_without_key(options))
-        _refuse_precision(dtype, remat)
         made = saved_model.load(source, input_shape=input_shape, **options)
     elif files.looks_like_file(source):
         path = files.existing(source)
@@ -138,6 +138,7 @@ def backbone(
         )
     policy = None if dtype is None else precision.checked(dtype)
     if policy is not None or remat:
+        _refuse_foreign(made.network, "remat=" if policy is None else "dtype=")
         made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
     made = _preprocessed(made, preprocessing)
@@ -168,12 +169,13 @@ def _without_key(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k != "output_key"}
 
 
-def _refuse_precision(dtype: Any, remat: bool) -> None:
-    if dtype is not None or remat:
-        raise ValueError(
-            f"{'dtype=' if dtype is not None else 'remat='} is not for a SavedModel, which "
-            "computes as it was saved: leave it out"
-        )
+def _refuse_foreign(network: keras.Model, option: str) -> None:
+    for _, layer in graph.opened(network).layers:
+        if isinstance(layer, SavedModelLayer):
+            raise ValueError(
+                f"{option} is not for the SavedModel {layer.name!r} of {network.name!r}, which "
+                "computes as it was saved: leave it out"
+            )
 
 
 def _by_name(source: str, weights, input_shape, options) -> Backbone:

@@ -7,6 +7,7 @@ has to be translated.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,9 +129,12 @@ class SavedModelLayer(keras.layers.Layer):
             return layers[path]
 
         for weight, variable in zip(weights, variables, strict=True):
-            mine = keras.Variable(
-                variable, trainable=weight.learnable, autocast=False, name=weight.last
-            )
+            with contextlib.ExitStack() as names:  # ``variable.path`` has the scopes too
+                for name in (self.name, *filter(None, weight.scope.split("/"))):
+                    names.enter_context(keras.name_scope(name))
+                mine = keras.Variable(
+                    variable, trainable=weight.learnable, autocast=False, name=weight.last
+                )
             layer(weight.scope).held.append(mine)
             self._adopted.append(_Adopted(weight, mine, variable, layer(weight.scope)))
 
@@ -172,14 +176,18 @@ class SavedModelLayer(keras.layers.Layer):
         """Calls the SavedModel and adds its regularisation of what learns."""
         if self._module is None:
             raise ValueError(
-                f"{self.name!r} has no SavedModel yet: it is made from a config, and the file "
-                "that the config came with has not been read"
+                f"{self.name!r} has no SavedModel: it was made from its config alone, or the "
+                "file that it was loaded from does not hold one"
             )
-        for loss, reads in self._module.losses:
-            if any(self._adopted[i].variable.trainable for i in reads):
-                self.add_loss(loss())
+        self._regularize(self._module)
         made = self._module.run(inputs, training=bool(training) and self.learns)
         return made if self.output_key is None else made[self.output_key]
+
+    def _regularize(self, module: Module) -> None:
+        """Adds the losses of what learns; of frozen weights they would be a constant."""
+        for loss, reads in module.losses:
+            if any(self._adopted[i].variable.trainable for i in reads):
+                self.add_loss(loss())
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shapes and dtypes as measured; for other inputs, as the SavedModel gives them."""

@@ -243,7 +243,8 @@ def _split(items: Sequence[_Item], depth: int) -> list[list[_Item]]:
 def _place(group: Sequence[_Item], scopes: Sequence[str]) -> Place:
     """The scope that holds all of the group and nothing else, or the last layer in it."""
     mine = tuple(i.scope for i in group)
-    main = [i.scope for i in group if not i.kind] or list(mine)
+    main = [i.scope for i in group if not i.kind] or [i.scope for i in group if i.kind != "norm"]
+    main = main or list(mine)
     for some in (mine, main):
         path = _common(some)
         if path and {s for s in scopes if f"{s}/".startswith(f"{path}/")} <= set(mine):
