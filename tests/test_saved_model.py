@@ -671,14 +671,22 @@ def test_scopes_of_bert_as_tf_hub_has_them():
     assert _grouped(names) == ["position_embedding", *layers, "pooler_transform"]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "count"), [("ResNet50", 17), ("EfficientNetB0", 22), ("VGG16", 5)]
-)
-def test_scopes_of_flat_names(architecture, count):
-    model = getattr(keras.applications, architecture)(weights=None, include_top=False)
-    weights = [Weight(w.path, tuple(w.shape), w.dtype, w.trainable, 0) for w in model.weights]
-    scopes = list(dict.fromkeys(w.scope for w in weights))
-    assert len(grouped(scopes, kinds(weights))) == count
+def test_scopes_of_flat_names_as_keras_writes_them():
+    resnet = ["conv1_conv/kernel", "conv1_bn/gamma"]
+    for stage, units in ((2, 3), (3, 4)):
+        for unit in range(1, units + 1):
+            for i in (0, 1, 2, 3) if unit == 1 else (1, 2, 3):
+                before = f"conv{stage}_block{unit}_{i}"
+                resnet += [f"{before}_conv/kernel", f"{before}_bn/gamma"]
+    assert len(_grouped(resnet)) == 8
+    mobilenet = ["Conv1/kernel", "bn_Conv1/gamma"]
+    for i in range(1, 5):
+        for part in ("expand", "depthwise", "project"):
+            mobilenet += [f"block_{i}_{part}/kernel", f"block_{i}_{part}_BN/gamma"]
+    ends = [f"block_{i}_project" for i in range(1, 5)]
+    assert _grouped([*mobilenet, "Conv_1/kernel"]) == ["Conv1", *ends, "Conv_1"]
+    plain = ["conv2d/kernel", "batch_normalization/gamma", "conv2d_1/kernel", "conv2d_2/kernel"]
+    assert _grouped(plain) == ["conv2d", "conv2d_1", "conv2d_2"]
 
 
 def test_nested_attention_is_one_block_and_a_lone_norm_waits_for_the_next():

@@ -222,9 +222,9 @@ class SavedModelLayer(keras.layers.Layer):
         safe = _private.in_safe_mode()
         if safe or (safe is None and store is None):
             raise ValueError(
-                f"the layer {config['name']!r} runs the graph of a SavedModel that is in this "
-                "file, which is foreign code: if you trust where the file came from, load it with "
-                "safe_mode=False (finetune_keras.load and keras.models.load_model take it)"
+                f"the layer {config['name']!r} runs the graph of a SavedModel that its file "
+                "brings, which is foreign code: if you trust where the file came from, load it by "
+                "finetune_keras.load or keras.models.load_model with safe_mode=False"
             )
         require_tensorflow()
         frozen = set(config.pop("frozen"))

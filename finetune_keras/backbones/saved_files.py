@@ -41,8 +41,8 @@ class Store:
 
     def __init__(self, source: Path, *, values: bool):
         """Copies the graph and its assets, and the values of the variables if asked to."""
-        self._temporary = tempfile.TemporaryDirectory(prefix="finetune_keras_")
-        self.folder = Path(self._temporary.name)
+        self.folder = Path(tempfile.mkdtemp(prefix="finetune_keras_"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.copy(source, self.folder, values=values)
         self.digest = _digest(self.folder)
         Store.known[self.digest] = self
