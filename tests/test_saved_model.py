@@ -1,5 +1,6 @@
 """SavedModels of TF Hub's kind as backbones: they learn, freeze by scope, and travel in files."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -604,6 +605,50 @@ def test_variables_without_names_are_known_by_their_attributes(tmp_path):
     base = ftk.backbone(tmp_path / "plain")
     assert [b.name for b in base.blocks] == ["first", "second"]
     assert base.loaded.loaded == ("saved_model/first/w", "saved_model/second/w")
+
+
+@tensorflow
+def test_variables_without_names_or_attributes_are_layers_by_repetition(tmp_path):
+    import tensorflow as tf
+
+    class Export(tf.Module):
+        """As Keras exports on JAX."""
+
+        def __init__(self):
+            super().__init__()
+            names = ("kernel", "bias", "kernel", "bias")
+            shapes = ((3, 4), (4,), (4, 2), (2,))
+            pairs = zip(names, shapes, strict=True)
+            self._all_variables = [tf.Variable(tf.ones(s), name=n) for n, s in pairs]
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 3))])
+        def serve(self, x):
+            kernel, bias, other, last = self._all_variables
+            return (x @ kernel + bias) @ other + last
+
+    tf.saved_model.save(Export(), str(tmp_path / "export"))
+    base = ftk.backbone(tmp_path / "export")
+    assert [b.name for b in base.blocks] == ["layer_0", "layer_1"]
+    assert len(base.network.trainable_variables) == 4
+
+
+@pytest.mark.slow
+@tensorflow
+def test_an_export_of_keras_on_jax_learns(tmp_path):
+    pytest.importorskip("jax")
+    here = Path(__file__).parent
+    code = (
+        f"import sys; sys.path.insert(0, {str(here)!r}); from conftest import residual; "
+        f"residual().export({str(tmp_path / 'jax')!r}, verbose=False)"
+    )
+    env = {**os.environ, "KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=200)
+    base = ftk.backbone(tmp_path / "jax")
+    model = ftk.build(base, heads.Classification(3), learning_rate=1e-2)
+    x = np.random.default_rng(0).uniform(0, 1, (4, 16, 16, 3)).astype("float32")
+    before = snapshot(model)
+    model.fit(x, np.arange(4) % 3, verbose=0)
+    assert len(moved(before, model)) == len(model.trainable_variables) == 19
 
 
 # The contracts of all backbones

@@ -285,12 +285,29 @@ def _names(loaded: Any, variables: list[Any]) -> list[str]:
     names = [re.sub(r":\d+$", "", v.name).strip("/") for v in variables]
     if len(set(names)) < len(names):
         attributes = _attributes(loaded)
-        names = [attributes.get(id(v), n) for v, n in zip(variables, names, strict=True)]
+        if all(id(v) in attributes for v in variables):
+            names = [attributes[id(v)] for v in variables]
+        elif not any("/" in n for n in names):
+            names = _in_layers(names)
     count: dict[str, int] = {}
     for i, name in enumerate(names):
         count[name] = count.get(name, 0) + 1
         names[i] = name if count[name] == 1 else f"{name}_{count[name]}"
     return names
+
+
+def _in_layers(names: list[str]) -> list[str]:
+    """Where neither names nor attributes tell layers, as in what Keras exports on JAX: a name
+    that comes again begins the next one.
+    """
+    found: list[str] = []
+    layer, taken = 0, set()
+    for name in names:
+        if name in taken:
+            layer, taken = layer + 1, set()
+        taken.add(name)
+        found.append(f"layer_{layer}/{name}")
+    return found
 
 
 def _attributes(loaded: Any) -> dict[int, str]:
