@@ -6,6 +6,8 @@ Each function reads one private attribute, says why nothing public gives it, and
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,6 +17,8 @@ __all__ = [
     "compile_arguments",
     "compile_call",
     "copy_decay_exclusions",
+    "in_safe_mode",
+    "known_code",
     "own_weights",
     "rate_object",
     "share_start",
@@ -110,6 +114,29 @@ def uncast(variables: list[keras.Variable]) -> list[Any]:
 
     with AutocastScope(None):
         return [v.value for v in variables]
+
+
+def in_safe_mode() -> bool | None:
+    """Whether the loading that is running forbids foreign code; ``None`` if nothing is loading.
+
+    ``keras.models.load_model(safe_mode=)`` reaches a layer's ``from_config`` in no other way.
+    """
+    from keras.src.saving import serialization_lib
+
+    return serialization_lib.in_safe_mode()
+
+
+@contextlib.contextmanager
+def known_code() -> Iterator[None]:
+    """A scope in which layers with code of their own are made from their configs.
+
+    For copies of what runs in this process already. Keras' public switch for it,
+    ``enable_unsafe_deserialization``, holds for ever and for every file.
+    """
+    from keras.src.saving import serialization_lib
+
+    with serialization_lib.SafeModeScope(safe_mode=False):
+        yield
 
 
 def share_start(source: keras.Model, target: keras.Model) -> None:

@@ -79,10 +79,52 @@ def blocks_of(seen: graph.Opened, head: frozenset[int]) -> tuple[Block, ...]:
         if not units and result:  # the same layers once more, as in ALBERT: no deeper weights
             last = result.pop()
             index, units, chunk = last.index, list(last.units), [*last.calls, *chunk]
+        inner = _stages(seen, chunk, units)
+        if inner:
+            names = [*paths, *(path for path, _ in seen.layers)]
+            out = seen.calls[end].outputs[0]
+            for path, own in inner:
+                result.append(Block(len(result), _short(path, names), tuple(chunk), own, out))
+            continue
         named = [i for i in before if isinstance(seen.calls[i].op, keras.layers.Layer)]
         name = _short(paths[named[-1] if named else end], paths)
         result.append(Block(index, name, tuple(chunk), tuple(units), seen.calls[end].outputs[0]))
     return tuple(result)
+
+
+def later(seen: graph.Opened, path: str) -> frozenset[int]:
+    """``id``s of the variables that come after ``path`` in the layer that it is inside of; empty
+    unless that layer says in which order its parts compute.
+    """
+    for call in seen.calls:
+        stages = _ordered(call)
+        if stages and path.startswith(f"{call.path}/"):
+            mine = {id(u.variable) for u in call.units if u.path.startswith(f"{path}/")}
+            last = max((i for i, (_, ids) in enumerate(stages) if ids & mine), default=len(stages))
+            return frozenset().union(*(ids for _, ids in stages[last + 1 :]))
+    return frozenset()
+
+
+def _ordered(call: graph.Call) -> tuple[tuple[str, frozenset[int]], ...]:
+    """The blocks inside a layer that cannot be opened, where it tells them as ``stages``: paths
+    in it and ``id``s of variables, in depth order.
+    """
+    return getattr(call.op, "stages", ())
+
+
+def _stages(seen: graph.Opened, chunk: list[int], units: list[graph.Unit]) -> list:
+    """Paths and units of the blocks inside the one layer of a chunk, if it tells them."""
+    told = [seen.calls[i] for i in chunk if len(_ordered(seen.calls[i])) > 1]
+    if len(told) != 1:
+        return []
+    found = []
+    rest = list(units)
+    for path, ids in _ordered(told[0]):
+        own = tuple(u for u in rest if id(u.variable) in ids)
+        rest = [u for u in rest if id(u.variable) not in ids]
+        found.append((f"{told[0].path}/{path}", own))
+    path, own = found.pop()
+    return [*(pair for pair in found if pair[1]), (path, (*own, *rest))]
 
 
 def _end(seen: graph.Opened, chunk: list[int]) -> int:

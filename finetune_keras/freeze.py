@@ -142,6 +142,11 @@ def thaw(
     held_ids = _ids(held)
     chosen = _ids(flags.switches(found)) - held_ids
     if found and not chosen:
+        why = next((u.layer.fixed for u in found if getattr(u.layer, "fixed", "")), "")
+        if why:
+            raise SelectionError(
+                f"nothing that {selector} matches in {model.name!r} can learn: {why}"
+            )
         what = "normalisation layers, which thaw leaves as they are: pass norms=True"
         if len(held) < len(found):
             what = "statistics and normalisation layers, which no gradient changes"

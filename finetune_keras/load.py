@@ -17,7 +17,9 @@ from finetune_keras.optimizers import innermost, newcomers
 __all__ = ["load"]
 
 
-def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> keras.Model:
+def load(
+    path: str | os.PathLike, *, custom_objects: dict | None = None, safe_mode: bool = True
+) -> keras.Model:
     """Loads a ``.keras`` file to go on training.
 
     ``keras.models.load_model`` restores the graph, the weights, one flag for each layer and the
@@ -30,6 +32,8 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
     Args:
         path: a ``.keras`` file.
         custom_objects: as in ``keras.models.load_model``.
+        safe_mode: whether a file with code of its own (a SavedModel, a ``Lambda``) is refused, as
+            in ``keras.models.load_model``. Switch it off for files that you trust.
 
     Returns:
         The model, compiled if it was compiled when it was saved.
@@ -58,14 +62,16 @@ def load(path: str | os.PathLike, *, custom_objects: dict | None = None) -> kera
             "finetune_keras.backbone(path) or keras.models.load_model(path)"
         )
     try:
-        return _load(path, custom_objects)
+        return _load(path, custom_objects, safe_mode)
     except (OSError, KeyError, json.JSONDecodeError, zipfile.BadZipFile) as e:
         reason = " ".join(str(e).split()) or type(e).__name__
         raise ValueError(f"{str(path)!r} is damaged or was not written by Keras: {reason}") from e
 
 
-def _load(path: Path, custom_objects: dict | None) -> keras.Model:
-    model = keras.models.load_model(path, custom_objects=custom_objects, compile=False)
+def _load(path: Path, custom_objects: dict | None, safe_mode: bool) -> keras.Model:
+    model = keras.models.load_model(
+        path, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
+    )
     found = record.read(model)
     if found is None or not (found.frozen or found.newcomers):
         _compile_as_saved(model, path, custom_objects)

@@ -232,12 +232,15 @@ def up_to(name: str) -> Selector:
     """
     if not isinstance(name, str):
         raise SelectionError(f"select.up_to and after take the name of a layer; given {name!r}")
-    return Selector(
-        f"select.up_to({name!r})",
-        lambda p: _ids(
-            u for i in graph.ancestors(p.opened, _find(name, p)) for u in p.opened.calls[i].units
-        ),
-    )
+
+    def choose(p: parts.Parts) -> _Ids:
+        path, found = _find(name, p)
+        before = graph.ancestors(p.opened, found)
+        return _ids(u for i in before for u in p.opened.calls[i].units) - _blocks.later(
+            p.opened, path
+        )
+
+    return Selector(f"select.up_to({name!r})", choose)
 
 
 def after(name: str) -> Selector:
@@ -246,8 +249,10 @@ def after(name: str) -> Selector:
     return Selector(f"select.after({name!r})", lambda p: _all(p) - up._choose(p))
 
 
-def _find(name: str, p: parts.Parts) -> list[int]:
-    """Indices of the calls that ``name`` means: an operation's, or all of a nested model's."""
+def _find(name: str, p: parts.Parts) -> tuple[str, list[int]]:
+    """The path that ``name`` means, and the indices of its calls: an operation's, or all of a
+    nested model's.
+    """
     calls = p.opened.calls
     if p.opened.closed:
         raise SelectionError(
@@ -271,13 +276,13 @@ def _find(name: str, p: parts.Parts) -> list[int]:
     if len(hits) > 1:
         raise SelectionError(f"{name!r} is ambiguous: give one of {', '.join(map(repr, hits))}")
     if not hits and name in _input_names(p.model):
-        return []  # nothing comes before an input, and everything after
+        return name, []  # nothing comes before an input, and everything after
     if not hits:
         known = list(dict.fromkeys(q.rsplit("/", 1)[-1] for q in paths))
         raise SelectionError(
             f"no layer {name!r} in the model {p.model.name!r}; {nearest(name, known)}"
         )
-    return paths[hits[0]]
+    return hits[0], paths[hits[0]]
 
 
 def _input_names(model: keras.Model) -> set[str]:

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from conftest import chain
 
 from finetune_keras import _private
@@ -118,3 +119,34 @@ def test_share_start_is_where_fit_begins():
     _private.share_start(one, other)
     history = other.fit(np.ones((4, 6)), np.ones((4, 3)), epochs=3, verbose=0)
     assert history.epoch == [2]
+
+
+def test_in_safe_mode_is_what_the_loading_was_asked_for(tmp_path):
+    seen = []
+
+    @keras.saving.register_keras_serializable(package="test_private")
+    class Asks(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+        @classmethod
+        def from_config(cls, config):
+            seen.append(_private.in_safe_mode())
+            return cls(**config)
+
+    assert _private.in_safe_mode() is None
+    keras.Sequential([keras.Input((2,)), Asks()]).save(tmp_path / "asks.keras")
+    for safe_mode in (True, False):
+        keras.models.load_model(tmp_path / "asks.keras", safe_mode=safe_mode)
+    assert seen == [True, False]
+    assert _private.in_safe_mode() is None
+
+
+def test_known_code_is_a_scope():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x + 1)])
+    with pytest.raises(ValueError, match="safe_mode"):
+        keras.Sequential.from_config(model.get_config())
+    with _private.known_code():
+        again = keras.Sequential.from_config(model.get_config())
+    assert len(again.layers) == 1
+    assert _private.in_safe_mode() is None

@@ -10,7 +10,15 @@ import keras
 
 from finetune_keras import graph, precision
 from finetune_keras._errors import WeightsError, nearest
-from finetune_keras.backbones import applications, files, letters, models, preprocessing
+from finetune_keras.backbones import (
+    applications,
+    files,
+    letters,
+    models,
+    preprocessing,
+    saved_model,
+)
+from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
 from finetune_keras.backbones.loaded import Loaded
@@ -45,12 +53,14 @@ def backbone(
               ``"resnet50"`` or ``"efficientnetb0"``, or ``"letters_resnet"``, a small network
               that ships with this package;
             - the path of a ``.keras`` or whole-model ``.h5`` file;
+            - ``"https://tfhub.dev/..."``, ``"https://www.kaggle.com/models/..."``, or the folder
+              of a SavedModel: the network is one layer around it that learns, on TensorFlow;
             - a ``keras.Model`` of your own: functional, sequential, nested. Its layers and
               variables are shared, not copied. Its last classifier is dropped.
         weights: for a name: ``"imagenet"`` (``"letters"`` for ``"letters_resnet"``), ``None`` for
             random weights, or the path of a weights file. ``"auto"`` is the pretrained ones.
         input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
-            size.
+            size. For a SavedModel: of one example, for what it leaves open.
         cut_at: name of the layer whose output are the features, in place of the last before the
             classifier; or, of a network whose output is a dict, a key of it, such as
             ``"sequence_output"`` of a BERT. Inputs that the features do not need are dropped (the
@@ -79,7 +89,8 @@ def backbone(
             for: kernels that read the image are summed over RGB for one channel, repeated and
             scaled for more. ``input_shape``, if given too, has the same number.
         **options: for a name: further arguments of the function in ``keras.applications``, such
-            as ``alpha=0.35``.
+            as ``alpha=0.35``. For a SavedModel that gives a dict: ``output_key=``, which of its
+            outputs are the features.
 
     Returns:
         A `Backbone`.
@@ -109,6 +120,9 @@ def backbone(
             )
         made = Backbone(source, (), f"keras.Model {source.name!r}")
         _refuse("a model of your own", weights=weights, input_shape=input_shape, options=options)
+    elif saved_model.looks_like_saved_model(source):
+        _refuse("a SavedModel", weights=weights, input_shape=None, options=_without_key(options))
+        made = saved_model.load(source, input_shape=input_shape, **options)
     elif files.looks_like_file(source):
         path = files.existing(source)
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
@@ -124,6 +138,7 @@ def backbone(
         )
     policy = None if dtype is None else precision.checked(dtype)
     if policy is not None or remat:
+        _refuse_foreign(made.network, "remat=" if policy is None else "dtype=")
         made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
     made = _preprocessed(made, preprocessing)
@@ -148,6 +163,19 @@ def _refuse(what: str, *, weights, input_shape, options) -> None:
             f"{what} has its weights and shape already; {', '.join(f'{k}=' for k in given)} "
             "goes with the name of an architecture"
         )
+
+
+def _without_key(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != "output_key"}
+
+
+def _refuse_foreign(network: keras.Model, option: str) -> None:
+    for _, layer in graph.opened(network).layers:
+        if isinstance(layer, SavedModelLayer):
+            raise ValueError(
+                f"{option} is not for the SavedModel {layer.name!r} of {network.name!r}, which "
+                "computes as it was saved: leave it out"
+            )
 
 
 def _by_name(source: str, weights, input_shape, options) -> Backbone:

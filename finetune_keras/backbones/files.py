@@ -30,7 +30,11 @@ def existing(path: str | os.PathLike) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise WeightsError(f"{str(path)!r} is a folder; expected a .keras or .h5 file")
+        inside = sorted(p.parent.name for p in path.glob("*/saved_model.pb"))
+        raise WeightsError(
+            f"{str(path)!r} is a folder without saved_model.pb; expected a .keras or .h5 file, or "
+            f"the folder of a SavedModel{f', such as its {inside[0]!r}' if inside else ''}"
+        )
     if not path.parent.is_dir():
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
