@@ -40,7 +40,7 @@ _GONE = {
     "CuDNNGRU": "load the file with Keras 2 and put the weights into a GRU(reset_after=True)",
     "LocallyConnected1D": "Keras 3 has no locally connected layers",
     "LocallyConnected2D": "Keras 3 has no locally connected layers",
-    "RandomCrop": "it cropped at inference too, which Keras 3's does not: crop in the data pipeline",
+    "RandomCrop": "Keras 3's does not crop at inference: crop in the data pipeline",
     "Merge": "a file of Keras 1: load and save it with Keras 2.2 first",
     "Highway": "a file of Keras 1: load and save it with Keras 2.2 first",
     "MaxoutDense": "a file of Keras 1: load and save it with Keras 2.2 first",
@@ -75,6 +75,9 @@ _OLD_DEFAULTS = {"GRU": {"reset_after": False}, "GRUCell": {"reset_after": False
 
 # What every layer takes.
 _COMMON = {"name", "trainable", "dtype", "activity_regularizer"}
+
+# Arguments that are layers.
+_INSIDE = ("layer", "cell", "cells", "backward_layer")
 
 _PARTS = ("_initializer", "_regularizer", "_constraint")
 
@@ -116,7 +119,6 @@ def modern(spec: dict[str, Any]) -> dict[str, Any]:
         raise WeightsError(f"the layer {name!r} is a {written}: {_GONE[written]}")
     class_name, more = _RENAMED.get(written, (written, {}))
     config |= more
-    module = "keras.layers"
     cls = getattr(keras.layers, class_name, None)
     if class_name == "LayerScale":  # ConvNeXt's, which Keras writes so, too
         return {
@@ -126,24 +128,29 @@ def modern(spec: dict[str, Any]) -> dict[str, Any]:
             "config": {k: v for k, v in config.items() if v is not None},
         }
     if cls is None or not inspect.isclass(cls):
-        bare = written.rsplit(">", 1)[-1]
-        raise WeightsError(
-            f"the layer {name!r} is of a class that Keras 3 has not, {bare!r}: if it is yours, "
-            f"write it for Keras 3 and load inside `with keras.saving.custom_object_scope("
-            f"{{{keys[0]!r}: {bare}}}):`"
-        )
+        raise WeightsError(f"the layer {name!r} is of {_unknown(keys[0])}")
     return {
-        "module": module,
+        "module": "keras.layers",
         "class_name": class_name,
         "registered_name": None,
         "config": _arguments(cls, class_name, config, name),
     }
 
 
+def _unknown(key: str) -> str:
+    package, _, bare = key.rpartition(">")
+    if package:
+        how = f"decorate it with @keras.saving.register_keras_serializable({package!r})"
+    else:
+        how = f"load inside `with keras.saving.custom_object_scope({{{bare!r}: {bare}}}):`"
+    return f"a class that Keras 3 has not, {bare!r}: if it is yours, write it for Keras 3 and {how}"
+
+
 def _arguments(cls: type, class_name: str, config: dict, name: str) -> dict[str, Any]:
     """The arguments that the class takes; an option that it has no longer is an error."""
     names = _ARGUMENTS.get(class_name, {})
-    config = {**_OLD_DEFAULTS.get(class_name, {}), **{names.get(k, k): v for k, v in config.items()}}
+    config = {names.get(k, k): v for k, v in config.items()}
+    config = {**_OLD_DEFAULTS.get(class_name, {}), **config}
     takes = set(inspect.signature(cls.__init__).parameters)
     if "kwargs" in takes:
         takes |= _COMMON
@@ -181,9 +188,9 @@ def _value(key: str, value: Any) -> Any:
         return inner["name"]
     if key.endswith(_PARTS):
         return {**value, "config": _initializer(inner)}
-    if key in ("layer", "cell", "cells", "backward_layer", "activation") and isinstance(inner, dict):
-        if hasattr(keras.layers, value["class_name"]) or key != "activation":
-            return modern(value)
+    known = hasattr(keras.layers, value["class_name"])
+    if isinstance(inner, dict) and (key in _INSIDE or (key == "activation" and known)):
+        return modern(value)
     return value
 
 

@@ -51,16 +51,16 @@ def build(spec: dict[str, Any]) -> tuple[keras.Model, Part]:
     Raises:
         WeightsError: for layers that Keras 3 has not, and models without a known input.
     """
-    model, part = _model(spec, spec["config"].get("name") if _is_dict(spec["config"]) else None)
+    try:
+        inner = spec["config"]
+        model, part = _model(spec, inner.get("name") if isinstance(inner, dict) else None)
+    except (KeyError, TypeError, AttributeError, IndexError) as e:
+        raise WeightsError(f"its config is not whole ({type(e).__name__}: {e})") from e
     if not getattr(model, "inputs", None):
         raise WeightsError(
             f"the model {model.name!r} was saved before it had an input: its layers have no shapes"
         )
     return model, part
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _is_model(spec: dict[str, Any]) -> bool:
@@ -211,11 +211,11 @@ class _Calls:
     def layer(self, entry: dict[str, Any], x: Any, arguments: dict[str, Any]) -> Any:
         called = self.made[entry["name"]]
         x = _single(x)
-        if isinstance(called, keras.layers.RNN | keras.layers.Bidirectional):
+        if isinstance(called, keras.layers.RNN | keras.layers.Bidirectional) and isinstance(
+            x, list
+        ):
             # Initial states that were tensors came after the input, in one list.
-            if isinstance(x, list):
-                arguments = {**arguments, "initial_state": x[1:]}
-                x = x[0]
+            x, arguments = x[0], {**arguments, "initial_state": x[1:]}
         return called(x, **arguments)
 
     def leaves(self, node: Any) -> Iterator[list]:
@@ -242,10 +242,16 @@ class _Calls:
         )
 
     def ready(self, node: Any) -> bool:
-        return all(
-            name == _CONSTANT or len(self.done[name]) > call
-            for name, call, *_ in self.leaves(node)
+        """Whether all that a node reads is there; what the file has not never is."""
+        return not self.is_lost(node) and all(
+            name == _CONSTANT or len(self.done[name]) > call for name, call, *_ in self.leaves(node)
         )
+
+    def is_lost(self, node: Any) -> bool:
+        """Whether the first thing that a node reads is of a layer that the file has not."""
+        while isinstance(node, list) and node and isinstance(node[0], list):
+            node = node[0]
+        return isinstance(node, list) and bool(node) and not self.is_tensor(node)
 
     def tensors(self, value: Any) -> Any:
         """References replaced by the tensors themselves."""

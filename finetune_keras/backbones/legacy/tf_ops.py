@@ -157,10 +157,7 @@ def call(spec: dict[str, Any], x: Any, arguments: dict[str, Any], name: str) -> 
     swap = {id(t): new for t, new in zip(outside, inside, strict=True)}
     x, arguments = keras.tree.map_structure(lambda t: swap.get(id(t), t), both)
     try:
-        if two:
-            output = function(_array(x), _array(arguments["y"]))
-        else:
-            output = function(x, **arguments)
+        output = function(_array(x), _array(arguments["y"])) if two else function(x, **arguments)
     except (TypeError, KeyError, ValueError) as e:
         why = " ".join(str(e).split())[:200]
         raise WeightsError(

@@ -47,6 +47,10 @@ def by_names(group: h5py.Group, top: Part) -> None:
 
 def _paired(part: Part, arrays: list[tuple[str, np.ndarray]]) -> list:
     leaves = [leaf for leaf in part.leaves() if _variables(leaf)]
+    if not leaves:
+        raise WeightsError(
+            f"the file has {len(arrays)} weights for the layer {part.name!r}, which has none"
+        )
     shared = _by_leaf(leaves, arrays)
     if shared is None:  # names that say nothing: in the order of old, as Keras does
         variables = [*part.layer.trainable_weights, *part.layer.non_trainable_weights]
@@ -71,9 +75,7 @@ def _by_leaf(leaves: list[Part], arrays: list) -> list[list] | None:
         if len(longest) != 1:
             return None
         found[longest[0]].append((name, array))
-    whole = all(
-        len(own) == len(_variables(leaf)) for leaf, own in zip(leaves, found, strict=True)
-    )
+    whole = all(len(own) == len(_variables(leaf)) for leaf, own in zip(leaves, found, strict=True))
     return found if whole else None
 
 
@@ -120,7 +122,8 @@ def by_groups(file: h5py.File, model: keras.Model, top: Part) -> None:
     The numbers count layers of a class in the order of their model. That order and some classes
     are others here, so groups are renamed, and Keras loads the result.
     """
-    root = "_layer_checkpoint_dependencies" if "_layer_checkpoint_dependencies" in file else "layers"
+    old_root = "_layer_checkpoint_dependencies"  # of 2.12
+    root = old_root if old_root in file else "layers"
     new = dict(_here(model))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "renamed.weights.h5"
