@@ -58,7 +58,13 @@ def _items(x, slice_spec):
             return {"__ellipsis__": Ellipsis}[item["class_name"]]
         return item
 
-    return x[tuple(one(item) for item in slice_spec)]
+    items = [one(item) for item in slice_spec]
+    back = [i for i, item in enumerate(items) if item == slice(None, None, -1)]
+    if back:  # PyTorch has no negative steps
+        dots = items.index(Ellipsis) if Ellipsis in items else len(items)
+        x = ops.flip(x, axis=tuple(i if i < dots else i - len(items) for i in back))
+        items = [slice(None) if i in back else item for i, item in enumerate(items)]
+    return x if all(i is Ellipsis or i == slice(None) for i in items) else x[tuple(items)]
 
 
 _TWO = {
