@@ -7,6 +7,7 @@ its label is; the order, the batches, the split and what is skipped are then the
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from finetune_keras.data.order import Order
 from finetune_keras.data.split import stratified
 
 __all__ = ["Examples", "Plan", "dataset", "shown"]
+
+_AT_ONCE = min(4, os.cpu_count() or 1)  # batches that are loaded at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +32,7 @@ class Examples:
         labels: one a row; integers from 0 on are classes.
         class_names: by label; empty if labels are no classes or have no names.
         names: what each example is called in messages, such as its path.
+        batched: whether ``load`` takes the numbers of a whole batch, and returns a batch.
         fallible: whether ``load`` may fail. Then an example for which it raises is skipped.
         fingerprint: a string that is another one when the examples are others; ``None`` if only
             reading them tells.
@@ -40,6 +44,7 @@ class Examples:
     labels: np.ndarray
     class_names: Sequence[str] = ()
     names: Sequence[str] = ()
+    batched: bool = False
     fallible: bool = False
     fingerprint: str | None = None
     what: str = "examples"
@@ -117,16 +122,10 @@ def dataset(plan: Plan) -> Any:
         indices = tf.data.Dataset.from_tensor_slices(indices)
         return indices.map(lambda i: (i, tf.reshape(number, [])))
 
-    load = _attempt(examples.load) if examples.fallible else lambda i: (examples.load(i), True)
+    load = _batches(examples, plan.batch_size, log)
 
-    def label(loaded: Any, numbers: Any, epochs: Any) -> Any:
-        x, read = loaded
-        if examples.fallible:
-            x, numbers = tf.cond(
-                tf.reduce_all(read),
-                lambda: (x, numbers),
-                lambda: _readable(x, numbers, read, log),
-            )
+    def loaded(numbers: Any, epochs: Any) -> Any:
+        x, numbers = load(numbers)
         return x, tf.gather(labels, numbers), epochs[0]
 
     def transform(n: Any, batch: Any) -> Any:
@@ -148,8 +147,7 @@ def dataset(plan: Plan) -> Any:
         return x, y
 
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
-    ds = ds.map(lambda i, n: (load(i), i, n), tf.data.AUTOTUNE, deterministic=True)
-    ds = ds.batch(plan.batch_size).map(label, tf.data.AUTOTUNE, deterministic=True)
+    ds = ds.batch(plan.batch_size).map(loaded, _AT_ONCE, deterministic=True)
     if examples.fallible:
         ds = ds.filter(lambda x, y, n: tf.shape(y)[0] > 0)
     # So that the number of batches is known, and stays what it is if a whole batch is skipped:
@@ -199,43 +197,50 @@ class _Log:
             )
         return epoch
 
-    def failed(self, numbers: np.ndarray) -> np.int64:
+    def failed(self, numbers: np.ndarray, read: np.ndarray) -> np.ndarray:
         names = self.examples.names
-        found = [str(names[i]) if len(names) else f"example {i}" for i in numbers]
+        missing = numbers[~np.isin(numbers, read)]
+        found = [str(names[i]) if len(names) else f"example {i}" for i in missing]
         if self.strict:
             raise ValueError(f"{found[0]!r} cannot be read, and strict=True")
         skipped = self.examples.skipped
         skipped.extend(name for name in found if name not in skipped)
-        return np.int64(len(found))
+        return read
 
 
-def _attempt(load: Callable) -> Callable:
-    """``load`` as a function that gives ``(x, True)``, or ``(zeros, False)`` where it fails.
-
-    TensorFlow has no ``try``; but a data set can leave out what fails, and this one has one
-    element.
-    """
+def _batches(examples: Examples, size: int, log: _Log) -> Callable:
+    """A function from the numbers of a batch to its ``x``, and the numbers that could be read."""
     import tensorflow as tf
 
-    signature = tf.TensorSpec([], tf.int64)
-    spec = tf.function(load).get_concrete_function(signature).structured_outputs
-    blank = (tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), spec), False)
+    if examples.batched:
+        return lambda numbers: (examples.load(numbers), numbers)
+    spec = tf.function(examples.load).get_concrete_function(tf.TensorSpec([], tf.int64))
+    nothing = tf.nest.map_structure(
+        lambda s: tf.zeros([0, *s.shape], s.dtype), spec.structured_outputs
+    )
+    threads = -(-(os.cpu_count() or 1) // _AT_ONCE)
 
-    def attempt(i: Any) -> Any:
-        one = tf.data.Dataset.from_tensors(i).map(lambda i: (load(i), True)).ignore_errors()
-        one = one.concatenate(tf.data.Dataset.from_tensors(blank)).take(1)
-        return one.get_single_element()
+    def load(numbers: Any) -> Any:
+        # TensorFlow has no ``try``, but a data set can leave out what fails. A small one for each
+        # batch costs next to nothing; one for each example would cost a fifth of decoding it.
+        one = tf.data.Dataset.from_tensor_slices(numbers)
+        one = one.map(lambda i: (examples.load(i), i), threads, deterministic=True)
+        if examples.fallible:
+            one = one.ignore_errors()
+        one = one.batch(size)
+        if examples.fallible:
+            empty = (nothing, tf.zeros([0], tf.int64))
+            one = one.concatenate(tf.data.Dataset.from_tensors(empty)).take(1)
+        x, read = one.get_single_element()
+        if examples.fallible:
+            read = tf.cond(
+                tf.size(read) < tf.size(numbers),
+                lambda: tf.numpy_function(log.failed, [numbers, read], tf.int64),
+                lambda: read,
+            )
+        return x, tf.ensure_shape(read, [None])
 
-    return attempt
-
-
-def _readable(x: Any, numbers: Any, read: Any, log: _Log) -> Any:
-    import tensorflow as tf
-
-    failed = tf.numpy_function(log.failed, [tf.boolean_mask(numbers, ~read)], tf.int64)
-    with tf.control_dependencies([failed]):
-        kept = tf.nest.map_structure(lambda v: tf.boolean_mask(v, read), x)
-        return kept, tf.boolean_mask(numbers, read)
+    return load
 
 
 def _checked(plan: Plan) -> Plan:
