@@ -7,7 +7,6 @@ its label is; the order, the batches, the split and what is skipped are then the
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +17,6 @@ from finetune_keras.data.order import Order
 from finetune_keras.data.split import stratified
 
 __all__ = ["Examples", "Plan", "dataset", "shown"]
-
-_AT_ONCE = min(4, os.cpu_count() or 1)  # batches that are loaded at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +30,8 @@ class Examples:
         class_names: by label; empty if labels are no classes or have no names.
         names: what each example is called in messages, such as its path.
         batched: whether ``load`` takes the numbers of a whole batch, and returns a batch.
-        fallible: whether ``load`` may fail. Then an example for which it raises is skipped.
+        fallible: whether ``load`` may fail. Then an example for which it raises is skipped, and one
+            from the start of the same epoch comes in its place.
         fingerprint: a string that is another one when the examples are others; ``None`` if only
             reading them tells.
         what: the plural of an example, in messages.
@@ -117,16 +115,13 @@ def dataset(plan: Plan) -> Any:
         labels = tf.constant(examples.labels)
 
     def epoch(_: Any) -> Any:
-        number, indices = tf.numpy_function(log.begin, (), (tf.int64, tf.int64))
-        indices.set_shape([len(rows)])
-        indices = tf.data.Dataset.from_tensor_slices(indices)
-        return indices.map(lambda i: (i, tf.reshape(number, [])))
+        number, of_epoch = tf.numpy_function(log.begin, (), (tf.int64, tf.int64))
+        of_epoch = tf.ensure_shape(of_epoch, [len(rows)])
+        places = tf.range(len(rows), dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((of_epoch, places, tf.fill([len(rows)], number)))
 
-    load = _batches(examples, plan.batch_size, log)
-
-    def loaded(numbers: Any, epochs: Any) -> Any:
-        x, numbers = load(numbers)
-        return x, tf.gather(labels, numbers), epochs[0]
+    def loaded(i: Any, place: Any, number: Any) -> Any:
+        return examples.load(i), (tf.gather(labels, i), place, number)
 
     def transform(n: Any, batch: Any) -> Any:
         x, y, number = batch
@@ -147,12 +142,18 @@ def dataset(plan: Plan) -> Any:
         return x, y
 
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
-    ds = ds.batch(plan.batch_size).map(loaded, _AT_ONCE, deterministic=True)
+    if not examples.batched:
+        ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
     if examples.fallible:
-        ds = ds.filter(lambda x, y, n: tf.shape(y)[0] > 0)
-    # So that the number of batches is known, and stays what it is if a whole batch is skipped:
-    # another one of the same epoch takes its place.
-    ds = ds.repeat().take(batches).enumerate()
+        ds = ds.ignore_errors()
+    # After the last example the same epoch begins again: in place of what could not be read its
+    # first ones come once more. So there are always as many batches, of the same size.
+    ds = ds.repeat().take(len(rows)).batch(plan.batch_size)
+    if examples.batched:
+        ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    if examples.fallible:
+        ds = ds.scan(tf.constant(-1, tf.int64), log.watch)
+    ds = ds.map(lambda x, about: (x, about[0], about[2][0])).enumerate()
     if plan.transforms:
         ds = ds.map(transform, tf.data.AUTOTUNE, deterministic=True)
     ds = ds.prefetch(tf.data.AUTOTUNE).map(hand_out)
@@ -197,50 +198,32 @@ class _Log:
             )
         return epoch
 
-    def failed(self, numbers: np.ndarray, read: np.ndarray) -> np.ndarray:
-        names = self.examples.names
-        missing = numbers[~np.isin(numbers, read)]
-        found = [str(names[i]) if len(names) else f"example {i}" for i in missing]
-        if self.strict:
-            raise ValueError(f"{found[0]!r} cannot be read, and strict=True")
-        skipped = self.examples.skipped
-        skipped.extend(name for name in found if name not in skipped)
-        return read
+    def watch(self, last: Any, batch: Any) -> Any:
+        """Where places are missing in a batch, since the ``last`` one of the batch before it."""
+        import tensorflow as tf
 
+        x, (y, places, numbers) = batch
+        whole = tf.equal(places[-1] - last, tf.size(places, tf.int64))
+        places = tf.cond(
+            whole,
+            lambda: places,
+            lambda: tf.numpy_function(self.missed, [last, places, numbers[0]], tf.int64),
+        )
+        places = tf.ensure_shape(places, [None])
+        return places[-1], (x, (y, places, numbers))
 
-def _batches(examples: Examples, size: int, log: _Log) -> Callable:
-    """A function from the numbers of a batch to its ``x``, and the numbers that could be read."""
-    import tensorflow as tf
-
-    if examples.batched:
-        return lambda numbers: (examples.load(numbers), numbers)
-    spec = tf.function(examples.load).get_concrete_function(tf.TensorSpec([], tf.int64))
-    nothing = tf.nest.map_structure(
-        lambda s: tf.zeros([0, *s.shape], s.dtype), spec.structured_outputs
-    )
-    threads = -(-(os.cpu_count() or 1) // _AT_ONCE)
-
-    def load(numbers: Any) -> Any:
-        # TensorFlow has no ``try``, but a data set can leave out what fails. A small one for each
-        # batch costs next to nothing; one for each example would cost a fifth of decoding it.
-        one = tf.data.Dataset.from_tensor_slices(numbers)
-        one = one.map(lambda i: (examples.load(i), i), threads, deterministic=True)
-        if examples.fallible:
-            one = one.ignore_errors()
-        one = one.batch(size)
-        if examples.fallible:
-            empty = (nothing, tf.zeros([0], tf.int64))
-            one = one.concatenate(tf.data.Dataset.from_tensors(empty)).take(1)
-        x, read = one.get_single_element()
-        if examples.fallible:
-            read = tf.cond(
-                tf.size(read) < tf.size(numbers),
-                lambda: tf.numpy_function(log.failed, [numbers, read], tf.int64),
-                lambda: read,
-            )
-        return x, tf.ensure_shape(read, [None])
-
-    return load
+    def missed(self, last: np.int64, places: np.ndarray, epoch: np.int64) -> np.ndarray:
+        order, names, skipped = self.order(epoch), self.examples.names, self.examples.skipped
+        for place in places:
+            stop = place if place > last else len(order)  # where the epoch began again
+            for i in order[last + 1 : stop]:
+                name = str(names[i]) if len(names) else f"example {i}"
+                if self.strict:
+                    raise ValueError(f"{name!r} cannot be read; strict=True stops at the first")
+                if name not in skipped:
+                    skipped.append(name)
+            last = place
+        return places
 
 
 def _checked(plan: Plan) -> Plan:

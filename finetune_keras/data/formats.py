@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["ENDINGS", "Header", "decode", "header", "headers"]
+__all__ = ["ENDINGS", "Header", "decode", "fingerprint", "header", "headers", "unreadable"]
 
 ENDINGS = {
     ".jpg": "JPEG",
@@ -112,6 +112,28 @@ def decode(path: str | os.PathLike, channels: int = 3) -> np.ndarray:
         return flat(ImageOps.exif_transpose(image), channels)
 
 
+def unreadable(path: str | os.PathLike, data: bytes, head: Header) -> str:
+    """Why training could not decode this image; empty if it can.
+
+    Args:
+        path: of the file.
+        data: all that is in it.
+        head: its header.
+    """
+    import tensorflow as tf
+
+    try:
+        if not head.plain:
+            decode(path)
+        elif head.format == "PNG":
+            tf.io.decode_png(data, 3)
+        else:
+            tf.io.decode_jpeg(data, 3)
+    except Exception as e:  # of any kind, as decoders meet anything in a broken file
+        return reason(e)
+    return ""
+
+
 def flat(image: Any, channels: int) -> np.ndarray:
     """The pixels of a Pillow image in 1 or 3 channels of 8 bits."""
     from PIL import Image
@@ -132,6 +154,7 @@ def flat(image: Any, channels: int) -> np.ndarray:
 def reason(error: Exception) -> str:
     """An exception of a decoder in one line."""
     text = " ".join(str(error).split())
+    text = text.split("}} ")[-1].split(" [Op:")[0]  # what TensorFlow puts around it
     return text or type(error).__name__
 
 

@@ -153,6 +153,7 @@ def from_files(
             f"because {found[broken[0]].problem}: {shown([paths[i] for i in broken])}",
             stacklevel=3,
         )
+    _one_can_be_decoded(paths, found)
     sound = [i for i, head in enumerate(found) if not head.problem]
     kept, heads = [paths[i] for i in sound], [found[i] for i in sound]
     labels = labels[sound]
@@ -170,6 +171,19 @@ def from_files(
         skipped=[paths[i] for i in broken],
     )
     return dataset(Plan(examples, batch_size=batch_size, shuffle=shuffle, seed=seed, strict=strict))
+
+
+def _one_can_be_decoded(paths: Sequence[str], found: Sequence[formats.Header]) -> None:
+    """A data set without a single example would be an odd error of Keras' much later."""
+    why = ""
+    for path, head in zip(paths, found, strict=True):
+        if head.problem:
+            continue
+        again = formats.unreadable(path, Path(path).read_bytes(), head)
+        if not again:
+            return
+        why = why or f"{path!r} cannot be read: {again}"
+    raise ValueError(f"none of {len(paths)} images can be read, the first: {why}")
 
 
 def _indexed(
