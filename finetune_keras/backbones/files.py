@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 
 from finetune_keras._errors import WeightsError, nearest
+from finetune_keras.backbones import legacy
 
 __all__ = ["kind", "load_into", "load_model", "looks_like_file"]
 
@@ -73,9 +74,11 @@ def load_model(path: str | os.PathLike) -> keras.Model:
             f"to, as in backbone('resnet50', weights={str(path)!r})"
         )
     try:
-        return keras.models.load_model(
-            path, compile=False, custom_objects={"DepthwiseConv2D": _DepthwiseConv2D}
-        )
+        if legacy.is_legacy(path):
+            return legacy.load(path)
+        return keras.models.load_model(path, compile=False)
+    except WeightsError as e:
+        raise WeightsError(f"{str(path)!r} cannot be loaded: {e}") from e
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
         raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_reason(e)}") from e
 
@@ -127,16 +130,6 @@ def _count(path: Path) -> int:
 
         group.visititems(note)
         return len(arrays)
-
-
-class _DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """Reads files of Keras 2, which wrote a ``groups`` that Keras 3 refuses."""
-
-    @classmethod
-    def from_config(cls, config):
-        """A plain Keras layer, so that saving it again needs nothing of ours."""
-        config = {k: v for k, v in config.items() if k != "groups"}
-        return keras.layers.DepthwiseConv2D.from_config(config)
 
 
 def _h5py():

@@ -1,0 +1,16 @@
+"""Any data as one ``tf.data.Dataset`` of ``(x, y)``.
+
+Each function returns a plain ``tf.data.Dataset``, shuffled, batched and prefetched, with
+``class_names``, ``num_classes``, ``counts`` and ``split``; see `dataset` for all attributes.
+
+- `images` reads a folder of folders of images, `table` images that a CSV file or a data frame
+  names, `arrays` what is in memory.
+- `scan` finds the files of a folder that are broken, double, or in two splits.
+"""
+
+from finetune_keras.data.images import images
+from finetune_keras.data.memory import arrays
+from finetune_keras.data.scanning import Scan, scan
+from finetune_keras.data.tables import table
+
+__all__ = ["Scan", "arrays", "images", "scan", "table"]

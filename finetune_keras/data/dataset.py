@@ -1,0 +1,273 @@
+"""From numbered examples to the finished ``tf.data.Dataset``.
+
+Every source ends here. It says how many examples there are, how one of them is loaded, and what
+its label is; the order, the batches, the split and what is skipped are then the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_keras.data.order import Order
+from finetune_keras.data.split import stratified
+
+__all__ = ["Examples", "Plan", "dataset", "shown"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """What a source has to say about its examples.
+
+    Attributes:
+        load: a function of TensorFlow that is traced once. It takes the number of an example as a
+            scalar int64 tensor, and returns its ``x`` of a fixed shape, without a batch axis.
+        labels: one a row; integers from 0 on are classes.
+        class_names: by label; empty if labels are no classes or have no names.
+        names: what each example is called in messages, such as its path.
+        batched: whether ``load`` takes the numbers of a whole batch, and returns a batch.
+        fallible: whether ``load`` may fail. Then an example for which it raises is skipped, and one
+            from the start of the same epoch comes in its place.
+        fingerprint: a string that is another one when the examples are others; ``None`` if only
+            reading them tells.
+        what: the plural of an example, in messages.
+        skipped: names of the examples that could not be read so far.
+    """
+
+    load: Callable
+    labels: np.ndarray
+    class_names: Sequence[str] = ()
+    names: Sequence[str] = ()
+    batched: bool = False
+    fallible: bool = False
+    fingerprint: str | None = None
+    what: str = "examples"
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """All that a data set is made of; ``dataclasses.replace`` gives another one.
+
+    Attributes:
+        examples: the source.
+        batch_size: examples in a batch; the last one may be smaller.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the order, the split and the transforms.
+        rows: the numbers of the examples that belong to it, all by default.
+        transforms: functions ``(x, y, seed) -> (x, y)`` of TensorFlow, called in turn on each
+            batch; ``seed`` is an int32 tensor of shape (2,) for ``tf.random.stateless_*``, another
+            one for each seed, epoch and batch.
+        strict: whether an example that cannot be read is an error.
+    """
+
+    examples: Examples
+    batch_size: int = 32
+    shuffle: bool = True
+    seed: int = 0
+    rows: np.ndarray | None = None
+    transforms: tuple[Callable, ...] = ()
+    strict: bool = False
+
+
+def dataset(plan: Plan) -> Any:
+    """Makes the ``tf.data.Dataset`` of ``(x, y)`` in batches, loaded in parallel and prefetched.
+
+    It has these attributes beside those of TensorFlow; ``map`` and the like lose them.
+
+    | attribute                        | what it is                                              |
+    | -------------------------------- | ------------------------------------------------------- |
+    | ``class_names``, ``num_classes`` | in the order of the labels; ``None`` without classes    |
+    | ``counts``                       | examples of each class, for ``class_weight="balanced"`` |
+    | ``labels``, ``file_paths``       | by example, not shuffled                                |
+    | ``order``                        | an `Order`; ``order.epoch`` is the next epoch           |
+    | ``skipped``                      | names of what could not be read, so far                 |
+    | ``split(fraction, seed=None)``   | two data sets; the second one is not shuffled           |
+    | ``in_order()``                   | the same, not shuffled                                  |
+    | ``fingerprint``                  | tells whether files have changed, or ``None``           |
+    | ``plan``                         | what it was made of                                     |
+
+    Raises:
+        ValueError: if there are no examples, or the batch size or seed are not possible.
+
+    Examples:
+        >>> import tensorflow as tf
+        >>> x = tf.constant([[1.0], [2.0], [3.0]])
+        >>> examples = Examples(lambda i: tf.gather(x, i), np.array([0, 1, 0]), ["a", "b"])
+        >>> ds = dataset(Plan(examples, batch_size=2))
+        >>> len(ds), ds.num_classes, ds.counts.tolist(), ds.order(0).tolist()
+        (2, 2, [2, 1], [2, 0, 1])
+        >>> [y.numpy().tolist() for x, y in ds]
+        [[0, 0], [1]]
+    """
+    import tensorflow as tf
+
+    plan = _checked(plan)
+    examples, rows = plan.examples, plan.rows
+    order = Order(rows, plan.seed, shuffle=plan.shuffle)
+    log = _Log(examples, order, plan.strict)
+    batches = -(-len(rows) // plan.batch_size)
+    with tf.device("CPU:0"):
+        labels = tf.constant(examples.labels)
+
+    def epoch(_: Any) -> Any:
+        number, of_epoch = tf.numpy_function(log.begin, (), (tf.int64, tf.int64))
+        of_epoch = tf.ensure_shape(of_epoch, [len(rows)])
+        places = tf.range(len(rows), dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((of_epoch, places, tf.fill([len(rows)], number)))
+
+    def loaded(i: Any, place: Any, number: Any) -> Any:
+        return examples.load(i), (tf.gather(labels, i), place, number)
+
+    def transform(n: Any, batch: Any) -> Any:
+        x, y, number = batch
+        seed = tf.stack([tf.constant(plan.seed % 2**31, tf.int32), 0])
+        for value in (number, n):
+            seed = tf.random.experimental.stateless_fold_in(seed, value)
+        for i, function in enumerate(plan.transforms):
+            x, y = function(x, y, tf.random.experimental.stateless_fold_in(seed, i))
+        return n, (x, y, number)
+
+    def hand_out(n: Any, batch: Any) -> Any:
+        x, y, number = batch
+        tf.cond(
+            n == batches - 1,
+            lambda: tf.numpy_function(log.end, [number], tf.int64),
+            lambda: number,
+        )
+        return x, y
+
+    ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
+    if not examples.batched:
+        ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    if examples.fallible:
+        ds = ds.ignore_errors()
+    # After the last example the same epoch begins again: in place of what could not be read its
+    # first ones come once more. So there are always as many batches, of the same size.
+    ds = ds.repeat().take(len(rows)).batch(plan.batch_size)
+    if examples.batched:
+        ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    if examples.fallible:
+        ds = ds.scan(tf.constant(-1, tf.int64), log.watch)
+    ds = ds.map(lambda x, about: (x, about[0], about[2][0])).enumerate()
+    if plan.transforms:
+        ds = ds.map(transform, tf.data.AUTOTUNE, deterministic=True)
+    ds = ds.prefetch(tf.data.AUTOTUNE).map(hand_out)
+    options = tf.data.Options()
+    # Nothing is read ahead after ``hand_out``: the epoch moves on when the last batch is taken.
+    options.experimental_optimization.inject_prefetch = False
+    ds = ds.with_options(options)
+    return _described(ds, plan, order)
+
+
+def shown(names: Sequence[str], most: int = 5) -> str:
+    """The first few of a list of names, quoted, for a message.
+
+    Examples:
+        >>> shown(["a", "b", "c"], 2)
+        "'a', 'b' and 1 more"
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(str(n)) for n in names[:most]) + more
+
+
+class _Log:
+    """What a data set asks and tells of Python, once an epoch and for each failure."""
+
+    def __init__(self, examples: Examples, order: Order, strict: bool):
+        self.examples, self.order, self.strict = examples, order, strict
+        self.told = 0
+
+    def begin(self) -> tuple[np.int64, np.ndarray]:
+        epoch = self.order.epoch
+        return np.int64(epoch), self.order(epoch)
+
+    def end(self, epoch: np.int64) -> np.int64:
+        self.order.epoch = int(epoch) + 1
+        skipped = self.examples.skipped
+        if len(skipped) > self.told:
+            self.told = len(skipped)
+            warnings.warn(
+                f"{len(skipped)} {self.examples.what} could not be read and were skipped: "
+                f"{shown(skipped, 20)}",
+                stacklevel=2,
+            )
+        return epoch
+
+    def watch(self, last: Any, batch: Any) -> Any:
+        """Where places are missing in a batch, since the ``last`` one of the batch before it."""
+        import tensorflow as tf
+
+        x, (y, places, numbers) = batch
+        whole = tf.equal(places[-1] - last, tf.size(places, tf.int64))
+        places = tf.cond(
+            whole,
+            lambda: places,
+            lambda: tf.numpy_function(self.missed, [last, places, numbers[0]], tf.int64),
+        )
+        places = tf.ensure_shape(places, [None])
+        return places[-1], (x, (y, places, numbers))
+
+    def missed(self, last: np.int64, places: np.ndarray, epoch: np.int64) -> np.ndarray:
+        order, names, skipped = self.order(epoch), self.examples.names, self.examples.skipped
+        for place in places:
+            stop = place if place > last else len(order)  # where the epoch began again
+            for i in order[last + 1 : stop]:
+                name = str(names[i]) if len(names) else f"example {i}"
+                if self.strict:
+                    raise ValueError(f"{name!r} cannot be read; strict=True stops at the first")
+                if name not in skipped:
+                    skipped.append(name)
+            last = place
+        return places
+
+
+def _checked(plan: Plan) -> Plan:
+    for name, value, low in (("batch_size", plan.batch_size, 1), ("seed", plan.seed, 0)):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < low:
+            raise ValueError(f"{name} is a whole number from {low} on; given {value!r}")
+    rows = np.arange(len(plan.examples.labels)) if plan.rows is None else np.asarray(plan.rows)
+    if not len(rows):
+        raise ValueError(f"there are no {plan.examples.what}")
+    return dataclasses.replace(plan, rows=rows)
+
+
+def _described(ds: Any, plan: Plan, order: Order) -> Any:
+    """The attributes, which Keras' own ``image_dataset_from_directory`` gives in the same way."""
+    examples, rows = plan.examples, plan.rows
+    labels = examples.labels[rows]
+    classes = labels.ndim == 1 and labels.dtype.kind in "iu"
+    names = list(examples.class_names)
+    ds.num_classes = ds.counts = None
+    if classes:
+        ds.num_classes = len(names) or int(examples.labels.max()) + 1
+        ds.counts = np.bincount(labels, minlength=ds.num_classes)
+    ds.class_names = names or None
+    ds.labels, ds.order, ds.skipped, ds.plan = labels, order, examples.skipped, plan
+    ds.file_paths = [str(examples.names[i]) for i in rows] if len(examples.names) else None
+    ds.fingerprint = None
+    if examples.fingerprint is not None and not plan.transforms:
+        ds.fingerprint = f"{examples.fingerprint}:{_hash(rows)}"
+
+    def in_order() -> Any:
+        return dataset(dataclasses.replace(plan, shuffle=False))
+
+    def split(fraction: float, seed: int | None = None) -> tuple[Any, Any]:
+        parts = stratified(labels, fraction, plan.seed if seed is None else seed)
+        first, second = (dataclasses.replace(plan, rows=rows[part]) for part in parts)
+        # What is validated on is neither shuffled nor augmented.
+        return dataset(first), dataset(dataclasses.replace(second, shuffle=False, transforms=()))
+
+    ds.in_order, ds.split = in_order, split
+    return ds
+
+
+def _hash(rows: np.ndarray) -> str:
+    import hashlib
+
+    return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()

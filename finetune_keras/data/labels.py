@@ -1,0 +1,139 @@
+"""Labels as users have them, names or numbers, as what a loss takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from finetune_keras._errors import nearest
+
+__all__ = ["KINDS", "encode"]
+
+KINDS = ("auto", "classes", "numbers")
+
+
+def encode(
+    values: Sequence[Any] | np.ndarray,
+    class_names: Sequence[str] | None = None,
+    *,
+    kind: str = "auto",
+    where: Callable[[int], str] = "row {}".format,
+) -> tuple[np.ndarray, list[str]]:
+    """Labels and the names of the classes.
+
+    Text is names of classes: they get numbers in the order of the sorted names, as Keras gives
+    them to folders. Whole numbers are classes as well, sorted by their size, so that 0, 1, 2 stay
+    what they are. Other numbers are kept as numbers.
+
+    Args:
+        values: one label a row: text or numbers; numbers may come as text.
+        class_names: the names in the order that you want; others are then an error.
+        kind: ``"classes"`` or ``"numbers"`` where ``"auto"`` guesses wrong, such as for ages.
+        where: what to call a row in messages.
+
+    Returns:
+        int32 labels from 0 on with the names, or float32 numbers with an empty list.
+
+    Raises:
+        ValueError: if a label is missing, is no class of ``class_names``, or no number where
+            numbers are wanted.
+
+    Examples:
+        >>> encode(["dog", "cat", "dog"])
+        (array([1, 0, 1], dtype=int32), ['cat', 'dog'])
+        >>> encode(["10", "9", "10"])
+        (array([1, 0, 1], dtype=int32), ['9', '10'])
+        >>> encode([0.5, 1.0])
+        (array([0.5, 1. ], dtype=float32), [])
+    """
+    if kind not in KINDS:
+        raise ValueError(f"there is no labels={kind!r}: {nearest(str(kind), KINDS)}")
+    items = [_plain(v) for v in values]
+    missing = [i for i, v in enumerate(items) if v is None or v == ""]
+    if missing:
+        raise ValueError(f"{len(missing)} labels are missing, the first in {where(missing[0])}")
+    numbers = _numbers(items)
+    whole = numbers is not None and bool(np.all(numbers == np.round(numbers)))
+    if kind == "numbers" or (
+        kind == "auto" and class_names is None and numbers is not None and not whole
+    ):
+        if numbers is None:
+            i = next(i for i, v in enumerate(items) if _numbers([v]) is None)
+            raise ValueError(f"the label in {where(i)} is no number: {items[i]!r}")
+        if not np.all(np.isfinite(numbers)):
+            i = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            raise ValueError(f"the label in {where(i)} is {items[i]}")
+        return numbers.astype("float32"), []
+    texts = [_text(v) for v in items]
+    if class_names is None:
+        as_numbers = numbers is not None
+        names = sorted(set(texts), key=float if as_numbers else None)
+        if as_numbers:  # 1, 01 and 1.0 are one class
+            texts = [str(int(n)) if n == round(n) else str(n) for n in numbers.tolist()]
+            names = sorted(set(texts), key=float)
+        _doubtful(texts, names, where)
+    else:
+        names = [str(n) for n in class_names]
+    index = {name: i for i, name in enumerate(names)}
+    for i, text in enumerate(texts):
+        if text not in index:
+            raise ValueError(
+                f"the label {text!r} in {where(i)} is no class: {nearest(text, names)}"
+            )
+    return np.array([index[t] for t in texts], "int32"), names
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value != value:  # how data frames say that there is none
+        return None
+    return value.strip() if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value == round(value):
+        return str(int(value))
+    return str(value)
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray | None:
+    try:
+        found = np.array([float(v) for v in values])
+    except (TypeError, ValueError):
+        return None
+    # Python reads "1_000", "nan" and "infinity" as numbers; as labels they are names.
+    texts = [v for v in values if isinstance(v, str)]
+    odd = any(not set(t) <= set("0123456789+-.eE") for t in texts)
+    return None if odd else found
+
+
+def _doubtful(texts: Sequence[str], names: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns of what looks like a slip of the pen."""
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            warnings.warn(
+                f"the classes {other!r} and {name!r} differ only by upper and lower case: give "
+                "class_names= if they should be one",
+                stacklevel=4,
+            )
+    if len(texts) < 10 or len(names) > len(texts) / 2:
+        return
+    counts: dict[str, int] = {}
+    for text in texts:
+        counts[text] = counts.get(text, 0) + 1
+    single = [n for n in names if counts[n] == 1]
+    if single:
+        at = where(list(texts).index(single[0]))
+        more = f", and {len(single) - 1} others" if single[1:] else ""
+        warnings.warn(
+            f"the class {single[0]!r} has a single example, in {at}{more}: a slip of the pen?",
+            stacklevel=4,
+        )

@@ -1,0 +1,467 @@
+"""Whole models as Keras 2 wrote them, made by hand in its layout and held against Keras 3."""
+
+import copy
+import io
+import json
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import learners, moved, same, snapshot, value
+
+import finetune_keras as ftk
+from finetune_keras import WeightsError, backbone, heads, select
+from finetune_keras.backbones import files
+
+layers = keras.layers
+
+
+def draw(*shape, seed=0, scale=0.4):
+    return np.random.default_rng(seed).normal(size=shape, scale=scale).astype("float32")
+
+
+def layer(kind, name, *reads, **config):
+    """An entry of ``layers``; ``reads`` are the calls, each a list of what it reads."""
+    nodes = [[[r, 0, 0, {}] if isinstance(r, str) else list(r) for r in call] for call in reads]
+    config = {"name": name, "trainable": True, "dtype": "float32", **config}
+    return {"class_name": kind, "config": config, "name": name, "inbound_nodes": nodes}
+
+
+def entry(name, *shape, **config):
+    config = {"batch_input_shape": [None, *shape], "sparse": False, "ragged": False, **config}
+    made = layer("InputLayer", name, **config)
+    del made["config"]["trainable"]
+    return made
+
+
+def functional(name, entries, inputs, outputs, reads=()):
+    def ends(ends):
+        return [[e, 0, 0] if isinstance(e, str) else e for e in ends]
+
+    config = {"name": name, "layers": entries}
+    config |= {"input_layers": ends(inputs), "output_layers": ends(outputs)}
+    made = {"class_name": "Functional", "config": config}
+    return {**made, "name": name, "inbound_nodes": [[[r, 0, 0, {}] for r in c] for c in reads]}
+
+
+def sequential(name, *entries):
+    return {"class_name": "Sequential", "config": {"name": name, "layers": list(entries)}}
+
+
+def conv(name, *reads, filters=4, **config):
+    zeros = {"class_name": "Zeros", "config": {"dtype": "float32"}}
+    scaling = {"scale": 1.0, "mode": "fan_avg", "distribution": "normal", "seed": None}
+    init = {"class_name": "VarianceScaling", "config": scaling}
+    config = {"kernel_size": [3, 3], "padding": "same", "filters": filters, **config}
+    return layer("Conv2D", name, *reads, kernel_initializer=init, bias_initializer=zeros, **config)
+
+
+def norm(name, *reads):
+    return layer("BatchNormalization", name, *reads, axis=[3], momentum=0.9, epsilon=1e-3)
+
+
+def dense(name, *reads, units=3, **config):
+    return layer("Dense", name, *reads, units=units, activation="linear", **config)
+
+
+def write(path, spec, weights, version="2.4.0"):
+    """A whole-model file: ``weights`` has the arrays of each layer at the top by their names."""
+    with h5py.File(path, "w") as file:
+        if version:
+            file.attrs["keras_version"] = version
+        file.attrs["model_config"] = json.dumps(spec).encode()
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = np.array([n.encode() for n in weights])
+        for name, arrays in weights.items():
+            own = group.create_group(name)
+            own.attrs["weight_names"] = np.array([n.encode() for n in arrays])
+            for n, array in arrays.items():
+                own.create_dataset(n, data=array)
+    return path
+
+
+def write_keras(path, spec, groups, version="2.13.1"):
+    """The archive of tf.keras 2.12 to 2.15: ``groups`` has arrays by group."""
+    data = io.BytesIO()
+    with h5py.File(data, "w") as file:
+        for name, arrays in groups.items():
+            for i, array in enumerate(arrays):
+                file.create_dataset(f"{name}/vars/{i}", data=array)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(spec))
+        archive.writestr("metadata.json", json.dumps({"keras_version": version}))
+        archive.writestr("model.weights.h5", data.getvalue())
+    return path
+
+
+STATISTICS = [
+    1 + draw(4, seed=5),
+    draw(4, seed=6),
+    draw(4, seed=7),
+    np.abs(1 + draw(4, seed=8)),
+]  # gamma, beta, mean, variance
+ARRAYS = {
+    "conv": [draw(3, 3, 3, 4, seed=1), draw(4, seed=2)],
+    "deep": [draw(3, 3, 4, 1, seed=3), draw(4, seed=4)],
+    "norm": STATISTICS,
+    "d1": [draw(4, 6, seed=9), draw(6, seed=10)],
+    "d2": [draw(6, 3, seed=11)],
+}
+
+
+def named(*pairs):
+    """``("conv", "kernel", array)`` as Keras 2 names it."""
+    return {f"{layer}/{what}:0": array for layer, what, array in pairs}
+
+
+def teachable():
+    """As Teachable Machine exports it: two sequential models in one, a functional in the first."""
+    inner = functional(
+        "model1",
+        [
+            entry("input_1", 8, 8, 3),
+            conv("conv", ["input_1"]),
+            norm("norm", ["conv"]),
+            layer(
+                "DepthwiseConv2D",
+                "deep",
+                ["norm"],
+                kernel_size=[3, 3],
+                padding="same",
+                groups=1,
+                filters=None,
+            ),
+        ],
+        ["input_1"],
+        ["deep"],
+    )
+    first = sequential(
+        "sequential_1", entry("model1_input", 8, 8, 3), inner, layer("GlobalAveragePooling2D", "g")
+    )
+    second = sequential(
+        "sequential_3",
+        entry("d1_input", 4),
+        dense("d1", units=6, batch_input_shape=[None, 4]),
+        dense("d2", use_bias=False),
+    )
+    spec = sequential("sequential_4", entry("sequential_1_input", 8, 8, 3), first, second)
+    # Statistics stand after all that learns.
+    (gamma, beta, mean, variance), (k, b), (dk, db) = (ARRAYS[n] for n in ("norm", "conv", "deep"))
+    base = named(
+        ("conv", "kernel", k),
+        ("conv", "bias", b),
+        ("norm", "gamma", gamma),
+        ("norm", "beta", beta),
+        ("deep", "depthwise_kernel", dk),
+        ("deep", "bias", db),
+        ("norm", "moving_mean", mean),
+        ("norm", "moving_variance", variance),
+    )
+    head = named(
+        ("d1", "kernel", ARRAYS["d1"][0]), ("d1", "bias", ARRAYS["d1"][1]),
+        ("d2", "kernel", ARRAYS["d2"][0]),
+    )  # fmt: skip
+    return spec, {"sequential_1": base, "sequential_3": head}
+
+
+def reference():
+    """The same made by hand in Keras 3."""
+    x = inputs = keras.Input((8, 8, 3))
+    made = {
+        "conv": layers.Conv2D(4, 3, padding="same"),
+        "norm": layers.BatchNormalization(),
+        "deep": layers.DepthwiseConv2D(3, padding="same"),
+        "g": layers.GlobalAveragePooling2D(),
+        "d1": layers.Dense(6),
+        "d2": layers.Dense(3, use_bias=False),
+    }
+    for name, item in made.items():
+        x = item(x)
+        if name in ARRAYS:
+            item.set_weights(ARRAYS[name])
+    return keras.Model(inputs, x)
+
+
+X = np.random.default_rng(1).uniform(-1, 1, (3, 8, 8, 3)).astype("float32")
+
+
+def test_nested_models_as_teachable_machine_exports_them(tmp_path):
+    path = write(tmp_path / "keras_model.h5", *teachable())
+    same(files.load_model(path)(X, training=False), reference()(X, training=False), atol=1e-5)
+    base = backbone(path)
+    assert base.dropped == ("d2",)
+    assert base.model.output_shape == (None, 6)
+    model = ftk.build(base, heads.Classification(2), freeze=select.blocks(slice(0, 1)))
+    names = {p.rsplit("/", 1)[0].rsplit("/", 1)[-1] for p in learners(model)}
+    assert {"conv", "norm", "deep", "d1"} < names
+    before = snapshot(model)
+    model.fit(X, np.array([0, 1, 0]), verbose=0)
+    changed = moved(before, model)
+    assert not any("/conv/" in p for p in changed)
+    assert any("/d1/" in p for p in changed)
+
+
+def test_what_was_loaded_is_saved_again_for_keras_alone(tmp_path):
+    base = backbone(write(tmp_path / "keras_model.h5", *teachable()))
+    model = ftk.build(base, heads.Classification(2))
+    model.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as archive:
+        assert b"finetune_keras" not in archive.read("config.json")
+    again = keras.models.load_model(tmp_path / "new.keras", compile=False)
+    same(again(X, training=False), model(X, training=False), atol=1e-6)
+
+
+def test_weights_of_a_nested_model_go_where_their_names_say(tmp_path):
+    """A frozen layer's weights stand last in the file, and may have any other's shape."""
+    one, two = conv("one", ["i"], trainable=False), conv("two", ["one"])
+    inner = functional("inner", [entry("i", 8, 8, 4), one, two], ["i"], ["two"], [["j"]])
+    spec = functional("outer", [entry("j", 8, 8, 4), inner], ["j"], [["inner", 1, 0]])
+    k1, b1, k2, b2 = draw(3, 3, 4, 4, seed=1), draw(4, seed=2), draw(3, 3, 4, 4, seed=3), draw(4)
+    weights = named(
+        ("two", "kernel", k2), ("two", "bias", b2), ("one", "kernel", k1), ("one", "bias", b1)
+    )
+    model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
+    found = {u.path: value(u.variable) for u in ftk.graph.opened(model).units}
+    np.testing.assert_array_equal(found["inner/one/kernel"], k1)
+    np.testing.assert_array_equal(found["inner/two/kernel"], k2)
+    assert not model.get_layer("inner").get_layer("one").trainable
+
+
+def test_a_nested_model_that_is_called_twice_and_a_shared_layer(tmp_path):
+    inner = functional(
+        "inner", [entry("i", 4), dense("d", ["i"], units=4, use_bias=False)], ["i"], ["d"]
+    )
+    inner["inbound_nodes"] = [[["j", 0, 0, {}]], [["inner", 1, 0, {}]]]
+    last = dense("last", [["inner", 2, 0, {}]], [["j", 0, 0, {}]], units=4, use_bias=False)
+    spec = functional(
+        "m",
+        [entry("j", 4), inner, last, layer("Add", "sum", [["last", 0, 0, {}], ["last", 1, 0, {}]])],
+        ["j"],
+        ["sum"],
+    )
+    k, last = draw(4, 4, seed=1), draw(4, 4, seed=2)
+    weights = {"inner": named(("d", "kernel", k)), "last": named(("last", "kernel", last))}
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights))
+    x = draw(3, 4, seed=3)
+    same(model(x), (x @ k @ k) @ last + x @ last, atol=1e-5)
+
+
+def op(function, name, node, kind="TFOpLambda"):
+    made = layer(kind, name, function=function)
+    return {**made, "inbound_nodes": [node]}
+
+
+def test_operations_of_tensorflow_become_those_of_keras(tmp_path):
+    back = {
+        "slice_spec": [{"class_name": "__ellipsis__"}, {"start": None, "stop": None, "step": -1}]
+    }
+    entries = [
+        entry("i", 8, 8, 3),
+        op("math.truediv", "tf.math.truediv", ["i", 0, 0, {"y": 127.5, "name": None}]),
+        op("math.subtract", "tf.math.subtract", ["tf.math.truediv", 0, 0, {"y": 1.0}]),
+        op("__operators__.getitem", "flip", ["tf.math.subtract", 0, 0, back], "SlicingOpLambda"),
+        op("nn.bias_add", "bias", ["flip", 0, 0, {"bias": [1.0, 2.0, 3.0], "data_format": "NHWC"}]),
+        op("concat", "cat", [["flip", 0, 0, {"axis": -1}], ["bias", 0, 0, {"axis": -1}]]),
+        op("math.reduce_mean", "mean", ["cat", 0, 0, {"axis": [1, 2], "keepdims": False}]),
+        op("math.multiply", "twice", ["_CONSTANT_VALUE", -1, 2.0, {"y": ["mean", 0, 0]}]),
+        op("__operators__.add", "sum", ["twice", 0, 0, {"y": ["mean", 0, 0], "name": None}]),
+        # A layer that bears the name that Keras gives to an operation.
+        layer("Multiply", "multiply", [["sum", 0, 0, {}], ["mean", 0, 0, {}]]),
+    ]
+    model = files.load_model(
+        write(tmp_path / "m.h5", functional("m", entries, ["i"], ["multiply"]), {})
+    )
+    x = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 3)).astype("float32")
+    flipped = (x / 127.5 - 1)[..., ::-1]
+    mean = np.concatenate([flipped, flipped + np.arange(1, 4)], -1).mean((1, 2))
+    same(model(x), 3 * mean * mean, atol=1e-5)
+    model.save(tmp_path / "again.keras")
+    same(keras.models.load_model(tmp_path / "again.keras")(x), 3 * mean * mean, atol=1e-5)
+
+
+def test_names_with_slashes_and_a_model_that_is_a_list(tmp_path):
+    spec = {
+        "class_name": "Sequential",
+        "config": [
+            dense("block/one", units=4, batch_input_shape=[None, 5], use_bias=False),
+            dense("block_one", units=2, use_bias=False),
+        ],
+    }
+    a, b = draw(5, 4, seed=1), draw(4, 2, seed=2)
+    weights = {
+        "block/one": named(("block/one", "kernel", a)),
+        "block_one": named(("block_one", "kernel", b)),
+    }
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights, version="2.1.6"))
+    x = draw(3, 5)
+    same(model(x), x @ a @ b, atol=1e-5)
+    assert [item.name for item in model.layers] == ["block_one", "block_one_1"]
+
+
+def hard(x):
+    return np.clip(0.2 * x + 0.5, 0, 1)
+
+
+def test_gates_and_activations_that_were_other_functions(tmp_path):
+    """hard_sigmoid was steeper, and a GRU without ``reset_after`` was the older kind."""
+    spec = sequential(
+        "s",
+        layer(
+            "GRU", "gru", units=2, activation="tanh", recurrent_activation="hard_sigmoid",
+            batch_input_shape=[None, 4, 3], time_major=False, implementation=1, unroll=False,
+        ),
+        layer("Dense", "d", units=2, activation="hard_sigmoid"),
+    )  # fmt: skip
+    k, r, b = draw(3, 6, seed=1, scale=2), draw(2, 6, seed=2, scale=2), draw(6, seed=3)
+    d, db = draw(2, 2, seed=4, scale=3), draw(2, seed=5)
+    weights = {
+        "gru": {"gru/kernel:0": k, "gru/recurrent_kernel:0": r, "gru/bias:0": b},
+        "d": named(("d", "kernel", d), ("d", "bias", db)),
+    }
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights, version="2.2.4"))
+    x = draw(5, 4, 3, seed=6, scale=1)
+    h = np.zeros((5, 2))
+    for t in range(4):
+        a = x[:, t] @ k + b
+        z, reset = hard(a[:, :2] + h @ r[:, :2]), hard(a[:, 2:4] + h @ r[:, 2:4])
+        h = z * h + (1 - z) * np.tanh(a[:, 4:] + (reset * h) @ r[:, 4:])
+    same(model(x), hard(h @ d + db), atol=1e-5)
+
+
+def test_a_model_in_time_distributed_and_initial_states(tmp_path):
+    inner = sequential("inner", dense("d", units=4, batch_input_shape=[None, 3], use_bias=False))
+    lstm = {"units": 4, "recurrent_activation": "sigmoid", "time_major": False}
+    entries = [
+        entry("i", 5, 3),
+        layer("TimeDistributed", "each", ["i"], layer=inner),
+        layer("LSTM", "first", ["each"], return_state=True, **lstm),
+        layer(
+            "LSTM", "second", [["each", 0, 0, {}], ["first", 0, 1, {}], ["first", 0, 2, {}]], **lstm
+        ),
+    ]
+    cell = [draw(4, 16, seed=1), draw(4, 16, seed=2), draw(16, seed=3)]
+    k = draw(3, 4, seed=4)
+    names = ("kernel", "recurrent_kernel", "bias")
+    weights = {
+        "each": {"each/kernel:0": k},
+        **{
+            n: {f"{n}/lstm_cell/{w}:0": v for w, v in zip(names, cell, strict=True)}
+            for n in ("first", "second")
+        },
+    }
+    spec = functional("m", entries, ["i"], ["second"])
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights))
+    x = draw(2, 5, 3, seed=6)
+    first, second = layers.LSTM(4, return_state=True), layers.LSTM(4)
+    inputs = keras.Input((5, 4))
+    _, h, c = first(inputs)
+    expected = keras.Model(inputs, second(inputs, initial_state=[h, c]))
+    first.set_weights(cell)
+    second.set_weights(cell)
+    same(model(x), expected(x @ k), atol=1e-5)
+
+
+@pytest.mark.parametrize("root", ["layers", "_layer_checkpoint_dependencies"])
+def test_archives_of_tf_keras(tmp_path, root):
+    spec, _ = teachable()
+    inner = f"{root}/sequential/{root}/functional/{root}"
+    groups = {
+        f"{inner}/conv2d": ARRAYS["conv"],
+        f"{inner}/batch_normalization": ARRAYS["norm"],
+        f"{inner}/depthwise_conv2d": ARRAYS["deep"],
+        f"{root}/sequential_1/{root}/dense": ARRAYS["d1"],
+        f"{root}/sequential_1/{root}/dense_1": ARRAYS["d2"],
+    }
+    path = write_keras(tmp_path / "m.keras", spec, groups)
+    same(files.load_model(path)(X, training=False), reference()(X, training=False), atol=1e-5)
+    del groups[f"{root}/sequential_1/{root}/dense_1"]
+    with pytest.raises(WeightsError, match="'d2'") as raised:
+        files.load_model(write_keras(path, spec, groups))
+    assert "\n" not in str(raised.value)
+
+
+def test_files_of_keras_3_are_left_to_keras(tmp_path):
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.Dense(4)])
+    model = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2)])
+    x = draw(3, 4)
+    for suffix in (".h5", ".keras"):
+        model.save(tmp_path / f"m{suffix}")
+        same(files.load_model(tmp_path / f"m{suffix}")(x), model(x), atol=1e-6)
+
+
+class Own(layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def test_a_class_of_the_users_own(tmp_path):
+    spec = functional("m", [entry("i", 4), layer("mine>Own", "own", ["i"])], ["i"], ["own"])
+    path = write(tmp_path / "m.h5", spec, {})
+    with pytest.raises(WeightsError, match=r"register_keras_serializable\('mine'\)"):
+        backbone(path)
+    x = draw(2, 4)
+    with keras.saving.custom_object_scope({"mine>Own": Own}):
+        same(files.load_model(path)(x), 2 * x, atol=1e-6)
+
+
+def one(item, *shape):
+    shape = shape or (8, 4)
+    return functional("m", [entry("i", *shape), {**item, "inbound_nodes": [[["i", 0, 0, {}]]]}],
+                      ["i"], [item["name"]])  # fmt: skip
+
+
+def lambda_layer():
+    code = {"function": ["4wEAAAAA", None, None], "function_type": "lambda"}
+    return layer("Lambda", "twice", **code)
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "message"),
+    [
+        (one(lambda_layer()), {}, "'twice' is a Lambda: it runs Python code that is in the file"),
+        (one(layer("Mine", "x")), {}, "a class that Keras 3 has not, 'Mine'.*custom_object_scope"),
+        (one(layer("LSTM", "x", units=2, time_major=True)), {}, "time_major=True, which Keras 3"),
+        (one(layer("LocallyConnected1D", "x", filters=2)), {}, "no locally connected layers"),
+        (one(layer("CuDNNGRU", "x", units=2)), {}, "GRU.reset_after=True"),
+        (one(op("signal.fft", "x", [])), {}, r"calls tf\.signal\.fft"),
+        (
+            one(op("math.reduce_mean", "x", [])),
+            {"x": {"x/k:0": draw(2)}},
+            "'x', which has none",
+        ),
+        (one(dense("x")), {}, "no weights for its layer 'x'"),
+        (one(dense("x")), {"y": {"y/k:0": draw(2)}}, "a layer 'y' that its config has not"),
+        (one(dense("x")), {"x": {"x/kernel:0": draw(4, 3)}}, "1 weights for the layer 'x'.*has 2"),
+        (
+            one(dense("x")),
+            {"x": {"x/kernel:0": draw(3, 4), "x/bias:0": draw(3)}},
+            r"'x/kernel:0' of shape \(3, 4\) for the layer 'x', which has \(4, 3\)",
+        ),
+        (sequential("s", dense("x")), {}, "saved before it had an input"),
+        ({"class_name": "MyModel", "config": {"name": "m", "layers": []}}, {}, "'MyModel'"),
+        ({"class_name": "Model"}, {}, "its config is not whole"),
+        ([1], {}, "its config is not whole"),
+        (functional("m", [entry("i", 4, ragged=True)], ["i"], ["i"]), {}, "'i' is ragged"),
+        (functional("m", [entry("i", 4), dense("x", ["y"])], ["i"], ["x"]), {}, "'x' reads"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, spec, weights, message):
+    path = write(tmp_path / "m.h5", copy.deepcopy(spec), weights)
+    with pytest.raises(WeightsError, match=message) as raised:
+        files.load_model(path)
+    assert "\n" not in str(raised.value)
+    assert "m.h5" in str(raised.value)
+
+
+def test_a_file_does_not_reach_into_other_files(tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["kernel"] = draw(4, 3)
+    weights = {"x": {"x/kernel:0": draw(4, 3), "x/bias:0": draw(3)}}
+    path = write(tmp_path / "m.h5", one(dense("x")), weights)
+    with h5py.File(path, "a") as file:
+        del file["model_weights/x/x/kernel:0"]
+        file["model_weights/x/x/kernel:0"] = h5py.ExternalLink("secret.h5", "kernel")
+    with pytest.raises(WeightsError, match="a link in place of 'x/kernel:0'"):
+        files.load_model(path)
