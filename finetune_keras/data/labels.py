@@ -49,8 +49,7 @@ def encode(
         >>> encode([0.5, 1.0])
         (array([0.5, 1. ], dtype=float32), [])
     """
-    if kind not in KINDS:
-        raise ValueError(f"there is no labels={kind!r}: {nearest(str(kind), KINDS)}")
+    checked(kind)
     items = [_plain(v) for v in values]
     missing = [i for i, v in enumerate(items) if v is None or v == ""]
     if missing:
@@ -84,6 +83,12 @@ def encode(
                 f"the label {text!r} in {where(i)} is no class: {nearest(text, names)}"
             )
     return np.array([index[t] for t in texts], "int32"), names
+
+
+def checked(kind: str) -> None:
+    """Raises a ``ValueError`` if there is no such kind of labels."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no labels={kind!r}: {nearest(str(kind), KINDS)}")
 
 
 def _plain(value: Any) -> Any:
