@@ -66,16 +66,16 @@ def encode(
             i = int(np.flatnonzero(~np.isfinite(numbers))[0])
             raise ValueError(f"the label in {where(i)} is {items[i]}")
         return numbers.astype("float32"), []
-    texts = [_text(v) for v in items]
-    if class_names is None:
-        as_numbers = numbers is not None
-        names = sorted(set(texts), key=float if as_numbers else None)
-        if as_numbers:  # 1, 01 and 1.0 are one class
-            texts = [str(int(n)) if n == round(n) else str(n) for n in numbers.tolist()]
-            names = sorted(set(texts), key=float)
-        _doubtful(texts, names, where)
+    if class_names is not None:
+        texts, names = [_text(v) for v in items], [str(n) for n in class_names]
+    elif numbers is not None:  # 1, 01 and 1.0 are one class
+        texts = [_text(n) for n in numbers.tolist()]
+        names = sorted(set(texts), key=float)
     else:
-        names = [str(n) for n in class_names]
+        texts = [_text(v) for v in items]
+        names = sorted(set(texts))
+    if class_names is None:
+        _doubtful(texts, names, where)
     index = {name: i for i, name in enumerate(names)}
     for i, text in enumerate(texts):
         if text not in index:
@@ -98,11 +98,13 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and value != value:  # how data frames say that there is none
         return None
+    if isinstance(value, bool):
+        return str(value)
     return value.strip() if isinstance(value, str) else value
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float) and value == round(value):
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
