@@ -173,7 +173,11 @@ class Source:
         these are read before the first one is given. So a data set
         that is shuffled anew at each reading has another digest each time it is opened, and has
         to: its order is not the same. With ``preprocess`` the first batches are hashed after it.
+        Data sets of ``finetune_keras.data`` say themselves whether their files have changed.
         """
+        known = getattr(getattr(self._reader, "data", None), "fingerprint", None)
+        if self._digest is None and isinstance(known, str) and self._preprocess is None:
+            self._digest = {"kind": self.spec, "batches": self.batches, "fingerprint": known}
         if self._digest is None:
             made = self._reader.digest() if self.arrays else {"kind": self.spec}
             if not self.arrays or self._preprocess is not None:

@@ -71,11 +71,13 @@ def classes(folder: Path) -> dict[str, Path]:
 def files(folder: Path, endings: Iterable[str]) -> list[str]:
     """All files below a folder that end so, in Keras' order: by folder, then by name.
 
-    Links are followed, and each folder is read once, so that a loop of links ends.
+    Links are followed, and each folder is read once, so that a loop of links ends. A link to a
+    folder that holds this one is not followed: other classes are below it.
     """
     endings = tuple(endings)
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    above = map(os.stat, Path(os.path.realpath(folder)).parents)
+    seen = {(stat.st_dev, stat.st_ino) for stat in above}
     for here, inside, names in os.walk(folder, followlinks=True):
         stat = os.stat(here)
         if (stat.st_dev, stat.st_ino) in seen:

@@ -6,6 +6,7 @@ drops what is transparent, and knows neither WebP nor 16 bits in all formats: th
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,10 @@ ENDINGS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-# MPO is how phones and cameras put a second picture behind a JPEG. No others: some of Pillow's
-# formats start programs.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+# No others: some of Pillow's formats start programs. What phones and cameras write, a JPEG with
+# more pictures behind it, comes as "MPO".
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
+_PLUGINS = ("Jpeg", "Mpo", "Png", "Bmp", "Gif", "WebP", "Tiff")
 _ORIENTATION = 0x0112
 _THREADS = 16
 
@@ -66,15 +68,14 @@ def header(path: str) -> Header:
         >>> header("no/such.jpg").problem
         'there is no such file'
     """
-    from PIL import Image
-
+    pil = _pillow()
     size = modified = 0
     try:
         stat = os.stat(path)
         size, modified = stat.st_size, stat.st_mtime_ns
         if not size:
             return Header(problem="it is empty", modified=modified)
-        with Image.open(path, formats=_FORMATS) as image:
+        with pil.open(path, formats=_FORMATS) as image:
             kind = "JPEG" if image.format == "MPO" else image.format
             eight = image.mode in ("L", "RGB") and "transparency" not in image.info
             plain = eight and (kind == "JPEG" or (kind == "PNG" and "exif" not in image.info))
@@ -84,7 +85,7 @@ def header(path: str) -> Header:
             return Header(kind, *image.size, orientation, plain, size, modified)
     except FileNotFoundError:
         why = "it is a broken link" if os.path.islink(path) else "there is no such file"
-    except Image.UnidentifiedImageError:
+    except pil.UnidentifiedImageError:
         why = "it is no image"
     except Exception as e:  # Pillow raises whatever its parsers meet in a broken file
         why = reason(e)
@@ -106,9 +107,10 @@ def decode(path: str | os.PathLike, channels: int = 3) -> np.ndarray:
     Raises:
         Exception: of any kind, if the file cannot be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(path, formats=_FORMATS) as image:
+    pil = _pillow()
+    with pil.open(path, formats=_FORMATS) as image:
         return flat(ImageOps.exif_transpose(image), channels)
 
 
@@ -166,6 +168,15 @@ def fingerprint(paths: Iterable[str], found: Iterable[Header]) -> str:
     for path, head in zip(paths, found, strict=True):
         hashed.update(os.fsencode(path) + f"\0{head.size} {head.modified}\n".encode())
     return hashed.hexdigest()
+
+
+def _pillow() -> Any:
+    """``PIL.Image``, with the formats that are read: Pillow itself loads them when it meets the
+    first one, which several threads cannot do at once.
+    """
+    for name in _PLUGINS:
+        importlib.import_module(f"PIL.{name}ImagePlugin")
+    return importlib.import_module("PIL.Image")
 
 
 def _orientation(image: Any) -> int:

@@ -49,8 +49,7 @@ def encode(
         >>> encode([0.5, 1.0])
         (array([0.5, 1. ], dtype=float32), [])
     """
-    if kind not in KINDS:
-        raise ValueError(f"there is no labels={kind!r}: {nearest(str(kind), KINDS)}")
+    checked(kind)
     items = [_plain(v) for v in values]
     missing = [i for i, v in enumerate(items) if v is None or v == ""]
     if missing:
@@ -67,16 +66,16 @@ def encode(
             i = int(np.flatnonzero(~np.isfinite(numbers))[0])
             raise ValueError(f"the label in {where(i)} is {items[i]}")
         return numbers.astype("float32"), []
-    texts = [_text(v) for v in items]
-    if class_names is None:
-        as_numbers = numbers is not None
-        names = sorted(set(texts), key=float if as_numbers else None)
-        if as_numbers:  # 1, 01 and 1.0 are one class
-            texts = [str(int(n)) if n == round(n) else str(n) for n in numbers.tolist()]
-            names = sorted(set(texts), key=float)
-        _doubtful(texts, names, where)
+    if class_names is not None:
+        texts, names = [_text(v) for v in items], [str(n) for n in class_names]
+    elif numbers is not None:  # 1, 01 and 1.0 are one class
+        texts = [_text(n) for n in numbers.tolist()]
+        names = sorted(set(texts), key=float)
     else:
-        names = [str(n) for n in class_names]
+        texts = [_text(v) for v in items]
+        names = sorted(set(texts))
+    if class_names is None:
+        _doubtful(texts, names, where)
     index = {name: i for i, name in enumerate(names)}
     for i, text in enumerate(texts):
         if text not in index:
@@ -86,6 +85,12 @@ def encode(
     return np.array([index[t] for t in texts], "int32"), names
 
 
+def checked(kind: str) -> None:
+    """Raises a ``ValueError`` if there is no such kind of labels."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no labels={kind!r}: {nearest(str(kind), KINDS)}")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
@@ -93,11 +98,13 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and value != value:  # how data frames say that there is none
         return None
+    if isinstance(value, bool):
+        return str(value)
     return value.strip() if isinstance(value, str) else value
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float) and value == round(value):
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 

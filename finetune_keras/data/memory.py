@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune_keras import arrays as _arrays
 from finetune_keras.data.dataset import Examples, Plan, dataset
-from finetune_keras.data.labels import encode
+from finetune_keras.data.labels import checked, encode
 
 __all__ = ["arrays"]
 
@@ -55,6 +55,7 @@ def arrays(
 
     x = _arrays.each(_arrays.to_numpy, _arrays.bare(x))
     leaves = [v for v in keras.tree.flatten(x) if v is not None]
+    checked(labels)
     targets = _arrays.to_numpy(_arrays.bare(y))
     lengths = [len(v) if v.ndim else 0 for v in (*leaves, targets)]
     if not leaves or len(set(lengths)) > 1:

@@ -1,0 +1,198 @@
+"""CSV files and data frames that name images."""
+
+import csv
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import finetune_keras as ftk
+from finetune_keras.data.labels import encode
+
+tf = pytest.importorskip("tensorflow")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images")
+    (path / "sub").mkdir()
+    for i in range(6):
+        Image.new("RGB", (12, 12), (40 * i, 0, 0)).save(path / f"{i}.png")
+    Image.new("RGB", (12, 12), (250, 0, 0)).save(path / "sub" / "ä b.png")
+    return path
+
+
+def written(folder, text, name="all.csv"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+class Frame:
+    """What a data frame of pandas or polars has in common."""
+
+    def __init__(self, **columns):
+        self._columns = {k: np.array(v, dtype=object) for k, v in columns.items()}
+        self.columns = list(self._columns)
+
+    def __getitem__(self, name):
+        return self._columns[name]
+
+
+def pixels(ds):
+    """The red value and the label of each example."""
+    return [(round(float(r)), int(y)) for x, ys in ds for r, y in zip(x[:, 0, 0, 0], ys)]  # noqa: B905
+
+
+def test_a_csv_gives_each_image_its_label(folder):
+    path = written(folder, "file;note\n".replace(";", ",") + "1.png,a\n3.png,b\n1.png,a\n")
+    ds = ftk.data.table(path, y="note", size=8, shuffle=False)
+    assert pixels(ds) == [(40, 0), (120, 1), (40, 0)]
+    assert (ds.class_names, ds.counts.tolist()) == (["a", "b"], [2, 1])
+    path = written(folder, b'\xef\xbb\xbfpath,label\r\n"sub/\xc3\xa4 b.png", b \r\n\r\n2.png,a\r\n')
+    ds = ftk.data.table(path, size=8, shuffle=False)
+    assert pixels(ds) == [(250, 1), (80, 0)]
+    tsv = written(folder, "path\tlabel\nsub\\ä b.png\t7\n0.png\t10\n", "all.tsv")
+    ds = ftk.data.table(tsv, size=8, shuffle=False)
+    assert (pixels(ds), ds.class_names) == ([(250, 0), (0, 1)], ["7", "10"])
+
+
+def test_frames_and_columns(folder):
+    for rows in (
+        Frame(image=["0.png", "5.png"], target=["dog", "cat"]),
+        {"image": ["0.png", "5.png"], "target": ["dog", "cat"]},
+    ):
+        ds = ftk.data.table(rows, folder=folder, size=8, shuffle=False)
+        assert pixels(ds) == [(0, 1), (200, 0)]
+    ds = ftk.data.table(rows, folder=folder, size=8, class_names=["fox", "dog", "cat"])
+    assert ds.class_names == ["fox", "dog", "cat"]
+    assert sorted(pixels(ds)) == [(0, 1), (200, 2)]
+    train, val = ftk.data.table(
+        {"path": [f"{i}.png" for i in range(6)], "label": list("aabbcc")}, folder=folder, size=8
+    ).split(0.5)
+    assert train.counts.tolist() == val.counts.tolist() == [1, 1, 1]
+
+
+def test_numbers_to_predict(folder):
+    rows = {"path": ["0.png", "1.png", "2.png"], "age": ["30", "41", "7"], "b": [0.5, 1, 2]}
+    ages = ftk.data.table(rows, y="age", labels="numbers", folder=folder, size=8, shuffle=False)
+    assert ages.labels.tolist() == [30, 41, 7]
+    assert (ages.num_classes, ages.counts) == (None, None)
+    assert ages.element_spec[1].dtype == tf.float32
+    both = ftk.data.table(rows, y=["age", "b"], folder=folder, size=8, shuffle=False)
+    assert both.labels.tolist() == [[30, 0.5], [41, 1], [7, 2]]
+    assert both.element_spec[1].shape.as_list() == [None, 2]
+    assert len(both.split(0.4)[1].labels) == 1
+
+
+LABELS = {
+    "text": (["b", "a", "b"], [1, 0, 1], ["a", "b"]),
+    "numbers": ([2, 1, 10], [1, 0, 2], ["1", "2", "10"]),
+    "text of numbers": (["2", "1", "10"], [1, 0, 2], ["1", "2", "10"]),
+    "one number as two texts": (["1", "01", "2.0"], [0, 0, 1], ["1", "2"]),
+    "from zero": ([0, 2, 1, 1], [0, 2, 1, 1], ["0", "1", "2"]),
+    "booleans": ([True, False], [1, 0], ["False", "True"]),
+    "nan is a name": (["nan", "x"], [0, 1], ["nan", "x"]),
+    "bytes": ([b"x", b"y"], [0, 1], ["x", "y"]),
+    "space": ([" x", "x "], [0, 0], ["x"]),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels(case):
+    values, expected, names = LABELS[case]
+    labels, found = encode(values)
+    assert (labels.tolist(), found, labels.dtype) == (expected, names, np.dtype("int32"))
+
+
+def test_doubtful_labels_are_told():
+    with pytest.warns(UserWarning, match="'Cat' and 'cat' differ only by upper and lower case"):
+        encode(["cat", "Cat"])
+    with pytest.warns(UserWarning, match="class 'dgo' has a single example, in row 9"):
+        encode(["dog"] * 9 + ["dgo"] + ["cat"] * 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(["dog"] * 9 + ["cat"] * 9)
+
+
+BAD = {
+    "missing file": (b"path,label\n9.png,a\n8.png,b\n", {}, "none of 2 files is there.*folder="),
+    "parent": (b"path,label\n0.png,a\n../0.png,b\n", {}, r"line 3 leads out of .*'\.\./0.png'"),
+    "hidden parent": (b"path,label\nsub/../../x/0.png,a\n", {}, "line 2 leads out"),
+    "windows parent": (b"path,label\n..\\x.png,a\n", {}, "line 2 leads out"),
+    "absolute": (b"path,label\n/etc/passwd,a\n", {}, "line 2 leads out.*folder= that holds all"),
+    "no path": (b"path,label\n,a\n", {}, "path in line 2 is missing"),
+    "no label": (b"path,label\n0.png,a\n\n1.png,\n", {}, "1 labels are missing, .*line 4"),
+    "two labels": (b"path,label\n0.png,a\n./0.png,b\n", {}, "two labels: one in line 2, .*line 3"),
+    "fewer": (b"path,label\n0.png,a\n1.png\n", {}, "line 3 of .* has 1 fields, the header 2"),
+    "more": (b"path,label\n0.png,a,b\n", {}, "line 2 of .* has 3 fields, the header 2"),
+    "quote": (b'path,label\n"0.png,a\n1.png,b\n2.png,c\n', {}, "line 2 of .*unexpected end"),
+    "after a quote": (b'path,label\n0.png,"a"b\n', {}, "line 2 of .*expected after"),
+    "line break": (b'path,label\n"0.png,a\n1.png",b\n', {}, "line 2 .* line break"),
+    "zero byte": (b"path,label\n0.png,a\0b\n", {}, "line 2 of"),
+    "not utf-8": (b"path,label\n0.png,a\n1.png,\xff\n", {}, "line 3 of .* is not UTF-8"),
+    "utf-16": ("path,label\n0.png,a\n".encode("utf-16"), {}, "line 1 of .* is not UTF-8"),
+    "empty": (b"", {}, "has no row below a header"),
+    "header only": (b"path,label\n", {}, "has no row below a header"),
+    "semicolons": (b"path;label\n0.png;a\n", {}, "single column.*give delimiter=';'"),
+    "twice": (b"path,label,label\n0.png,a,b\n", {}, "column 'label' twice"),
+    "no column": (b"path,kind\n0.png,a\n", {}, "give y=, the name of a column; there are: 'path'"),
+    "other column": (b"path,label\n0.png,a\n", {"y": "lable"}, "no column 'lable': did you mean"),
+    "unknown class": (b"path,label\n0.png,dgo\n", {"class_names": ["cat", "dog"]},
+                      "'dgo' in line 2 is no class: did you mean 'dog'"),
+    "no number": (b"path,label\n0.png,a\n", {"labels": "numbers"}, "line 2 is no number: 'a'"),
+    "infinite": (b"path,label\n0.png,1e999\n", {"labels": "numbers"}, "line 2 is"),
+    "no columns": (b"path,label\n0.png,a\n", {"y": []}, "empty list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_tables_name_the_line(folder, case):
+    text, options, words = BAD[case]
+    path = written(folder, text, "bad.csv")
+    with pytest.raises(ValueError, match=words) as caught:
+        ftk.data.table(path, size=8, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_table(tmp_path, folder):
+    with pytest.raises(ValueError, match="there is no file"):
+        ftk.data.table(tmp_path / "no.csv")
+    (tmp_path / "frame.pkl").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is a pickle, which can run any code"):
+        ftk.data.table(tmp_path / "frame.pkl")
+    with pytest.raises(TypeError, match="path of a CSV file, a data frame.*given a list"):
+        ftk.data.table([("0.png", "a")])
+    with pytest.raises(ValueError, match="of different lengths: {'path': 2, 'label': 1}"):
+        ftk.data.table({"path": ["0.png", "1.png"], "label": ["a"]}, folder=folder)
+    with pytest.raises(ValueError, match="path in row 1 is missing or no text: 7"):
+        ftk.data.table({"path": ["0.png", 7], "label": ["a", "b"]}, folder=folder)
+
+
+def test_a_link_that_the_user_made_may_lead_out(tmp_path, folder):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "1.png").symlink_to(folder / "1.png")
+    rows = {"path": ["1.png"], "label": ["a"]}
+    assert pixels(ftk.data.table(rows, folder=tmp_path / "data", size=8)) == [(40, 0)]
+
+
+def test_missing_files_are_left_out_and_named(folder):
+    path = written(folder, "path,label\n0.png,a\ngone.png,b\n1.png,b\n")
+    with pytest.warns(UserWarning, match="1 of 3 images cannot be read.* no such file: .*gone.png"):
+        ds = ftk.data.table(path, size=8, shuffle=False)
+    assert pixels(ds) == [(0, 0), (40, 1)]
+    with pytest.raises(ValueError, match=r"gone.png' cannot be read: .*strict=True"):
+        ftk.data.table(path, strict=True)
+
+
+def test_it_reads_what_the_csv_module_writes(folder):
+    path = folder / "made.csv"
+    names = ['say "x"', "a, b", "ü", "c"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [["path", "label"], *([f"{i}.png", name] for i, name in enumerate(names))]
+        )
+    ds = ftk.data.table(path, size=8, shuffle=False)
+    assert ds.class_names == sorted(names)
+    assert [ds.class_names[y] for _, y in pixels(ds)] == names
