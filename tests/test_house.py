@@ -65,6 +65,8 @@ ORDER = [
     "backbones.channels",
     "backbones.models",
     "backbones.applications",
+    "backbones.intake",
+    "backbones.presets",
     "backbones",
     "build",
     "replace_head",

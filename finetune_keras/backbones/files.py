@@ -32,7 +32,9 @@ def existing(path: str | os.PathLike) -> Path:
     if path.is_dir():
         raise WeightsError(f"{str(path)!r} is a folder; expected a .keras or .h5 file")
     if not path.parent.is_dir():
-        raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in _SUFFIXES
+        hint = f" (at Hugging Face? 'hf://{path}')" if named else ""
+        raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}{hint}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
 
