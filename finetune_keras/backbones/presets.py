@@ -1,13 +1,12 @@
 """Presets of KerasHub and, through its converters, checkpoints of Hugging Face and timm.
 
-All of them are loaded by ``from_preset``. What is added here are the words for what can go wrong,
-and the preset's own preprocessing in the right place.
+All of them are loaded by ``from_preset``. What is added here is the preset's own preprocessing in
+the right place, and in `checkpoints` the words for what can go wrong.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 from pathlib import Path
@@ -15,20 +14,14 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _optional, _private, graph, record
+from finetune_keras import graph, record
 from finetune_keras._errors import WeightsError, nearest, sentence
-from finetune_keras.backbones import applications, intake, models
+from finetune_keras.backbones import applications, checkpoints, intake, models
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.rebuild import computes_in, rebuilt
 
 __all__ = ["find", "is_location", "load", "names", "preprocessor"]
 
-_HANDLE = re.compile(r"(hf|kaggle|modelscope)://.+")
-_FORMATS = (
-    "expected a preset of KerasHub (config.json, model.weights.h5), or a checkpoint of Hugging "
-    "Face or timm (config.json, model.safetensors)"
-)
-_LIBRARIES = {"transformers": "Hugging Face", "timm": "timm"}
 _MARK = ", KerasHub"  # in the origin of a model, after the preset
 
 
@@ -47,7 +40,7 @@ def find(name: str) -> str | None:
 
 def is_location(source: object) -> bool:
     """Whether a source is a handle such as ``"hf://org/name"``, or a folder but no SavedModel."""
-    if isinstance(source, str) and _HANDLE.fullmatch(source):
+    if checkpoints.is_handle(source):
         return True
     if not isinstance(source, str | os.PathLike):
         return False
@@ -85,7 +78,7 @@ def load(
             f"{shown!r} is a preset that has its weights; weights= takes None, for random ones; "
             f"given {weights!r}: for weights of a file, .network.load_weights(path) afterwards"
         )
-    where = _where(source, weights is not None)
+    where = checkpoints.located(source, weights=weights is not None)
     if dtype is not None:
         options["dtype"] = dtype
     try:
@@ -93,7 +86,7 @@ def load(
             where, load_weights=weights is not None, **options
         )
     except Exception as e:  # of many kinds; the preset and the reason matter
-        raise _reworded(shown, where, e) from e
+        raise checkpoints.reworded(shown, where, e) from e
     _check_options(shown, network, options)
     if dtype is not None and not computes_in(network, dtype):
         network = rebuilt(network, dtype=dtype)
@@ -151,72 +144,11 @@ def preprocessor(model: keras.Model, *, sequence_length: int | None = None) -> A
     told = re.search(r"sequence_length=(\d+)", rest)
     if sequence_length is None and told:
         sequence_length = int(told[1])
-    where = _where(shown, False)
+    where = checkpoints.located(shown, weights=False)
     made = intake.intake(where, shown, model.inputs, sequence_length=sequence_length)
     if made.preprocessor is None:
         raise ValueError(f"the preset {shown!r} of the model {model.name!r} has no preprocessor")
     return made.preprocessor
-
-
-def _where(source: str | os.PathLike, weights: bool) -> str:
-    """The preset as KerasHub takes it; a folder is looked into first."""
-    if isinstance(source, str) and _HANDLE.fullmatch(source):
-        return source
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return str(source)
-    # By its full path: the name of a folder may be that of a preset.
-    folder = folder.resolve()
-    _check(folder, str(source), weights)
-    return str(folder)
-
-
-def _check(folder: Path, shown: str, weights: bool) -> None:
-    """Raises `WeightsError` if a folder is not what KerasHub can load, and why."""
-    have = sorted(p.name for p in folder.iterdir())
-    listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
-    if "config.json" not in have:
-        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise WeightsError(f"config.json in {shown!r} cannot be read: {sentence(e)}") from e
-    kinds = ("registered_name", "model_type", "architecture")
-    kind = next((k for k in kinds if isinstance(config, dict) and k in config), None)
-    if kind is None:
-        raise WeightsError(
-            f"config.json in {shown!r} has none of {', '.join(map(repr, kinds))}; {_FORMATS}"
-        )
-    if not weights:
-        return
-    whole, index = ("model.weights.h5", "model.weights.json")
-    if kind != "registered_name":
-        whole, index = ("model.safetensors", "model.safetensors.index.json")
-        if not _optional.installed("safetensors"):
-            raise ImportError(
-                f"{shown!r} is a checkpoint in safetensors, which is not installed: "
-                f"{_optional.hint('presets')}"
-            )
-    if index in have:
-        _check_shards(folder / index, shown)
-    elif whole not in have:
-        saved = any(n.endswith((".bin", ".pt", ".pth")) for n in have)
-        how = ": write it by save_pretrained(folder, safe_serialization=True)" if saved else ""
-        raise WeightsError(f"the folder {shown!r} has no {whole}; it {listed}{how}")
-
-
-def _check_shards(index: Path, shown: str) -> None:
-    """All files that an index names are in its folder."""
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        listed = {n for f in files for n in (f if isinstance(f, list) else [f])}
-    except (OSError, ValueError, KeyError, AttributeError) as e:
-        raise WeightsError(f"{index.name} in {shown!r} cannot be read: {sentence(e)}") from e
-    for name in sorted(map(str, listed)):
-        if name != Path(name).name or name in (".", ".."):
-            raise WeightsError(f"{index.name} in {shown!r} names a file outside it: {name!r}")
-        if not (index.parent / name).is_file():
-            raise WeightsError(f"the folder {shown!r} has no {name}, which its {index.name} names")
 
 
 def _check_options(shown: str, network: keras.Model, options: dict[str, Any]) -> None:
@@ -237,7 +169,9 @@ def _features(network: keras.Model) -> str | None:
         if key in outputs:
             return key
     stages = [k for k in outputs if re.fullmatch(r"stage\d+", k)]
-    return stages[-1] if stages and len(stages) == len(outputs) else None
+    if not stages or set(outputs) - {*stages, "stem"}:
+        return None  # a matter of choice, and the head's error names the keys
+    return max(stages, key=lambda k: int(k.removeprefix("stage")))
 
 
 def _of_shape(network: keras.Model, shown: str, shape: tuple) -> keras.Model:
@@ -260,52 +194,3 @@ def _of_shape(network: keras.Model, shown: str, shape: tuple) -> keras.Model:
             f"({sentence(e)}): resize the images, as by .preprocessor"
         ) from e
     return made
-
-
-def _reworded(shown: str, where: str, error: Exception) -> Exception:
-    """What KerasHub raised, as one line of ours."""
-    text = sentence(error)
-    lacking = re.search(r"no converter for \S*?(transformers|timm) models .*?`'(.+?)'`", text)
-    if lacking:
-        library, kind = lacking.groups()
-        known = _private.converted_families(library)
-        return WeightsError(
-            f"KerasHub has no converter for {kind!r} of {_LIBRARIES[library]} in {shown!r}; "
-            f"{nearest(kind, known)}"
-        )
-    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if unknown:
-        return TypeError(f"{shown!r} takes no {unknown[1]}=")
-    if isinstance(error, ImportError):
-        package = {"hf": "huggingface_hub", "modelscope": "modelscope"}.get(where.split("://")[0])
-        package = "safetensors" if "safetensors" in text else package
-        if package is None:
-            return ImportError(f"{shown!r} needs a package that is missing: {text}")
-        ours = package != "modelscope"
-        install = _optional.hint("presets") if ours else "pip install modelscope"
-        return ImportError(f"{shown!r} needs {package}: {install}")
-    if not Path(where).is_dir() and _is_offline(error):
-        host = re.search(r"host='([\w.-]+)'", str(error))
-        why = f"no connection to {host[1]}" if host else text
-        return WeightsError(f"{shown!r} cannot be downloaded ({why}): {_elsewhere(where)}")
-    return WeightsError(f"KerasHub cannot load {shown!r}: {text}")
-
-
-def _is_offline(error: BaseException) -> bool:
-    """Whether nothing could be fetched; KerasHub says "has no config.json" of Hugging Face then."""
-    missing = isinstance(error, FileNotFoundError) or "Unexpected" in str(error)
-    return (isinstance(error, OSError) or "has no config.json" in str(error)) and not missing
-
-
-def _elsewhere(where: str) -> str:
-    """How to come by a preset on another machine."""
-    import keras_hub
-
-    known = keras_hub.models.Backbone.presets.get(where)
-    handle = known["kaggle_handle"] if known else where
-    scheme, _, name = handle.partition("://")
-    fetch = {
-        "kaggle": f"kagglehub.model_download({name!r})",
-        "hf": f"huggingface_hub.snapshot_download({name!r})",
-    }.get(scheme, f"modelscope.snapshot_download({name!r})")
-    return f"where there is a network, {fetch} gives a folder; copy it here and pass its path"
