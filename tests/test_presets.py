@@ -17,6 +17,8 @@ import finetune_keras as ftk
 from finetune_keras import WeightsError, backbone, graph, heads, select
 from finetune_keras.backbones import presets
 
+# Tracing for a step or two takes longer than these.
+EAGERLY = keras.backend.backend() == "tensorflow"
 TEXTS = ["a great film", "the play was poor", "very good", "dull"]
 
 
@@ -72,19 +74,18 @@ def test_every_family_gives_what_its_backbone_does(family, tmp_path):
     base = backbone(tmp_path)
     direct = backbone(whole, cut_at="sequence_output" if family == "BERT" else CUTS.get(family))
     rng = np.random.default_rng(0)
-    top = 49 if "int" in str(base.network.inputs[0].dtype) else 1
 
     def one(t):
         shape = (2, *(n or 6 for n in t.shape[1:]))
-        return (
-            rng.uniform(0, top, shape).astype(t.dtype) if "mask" not in t.name else np.ones(shape)
-        )
+        top = 49 if "token" in t.name else 2
+        drawn = np.ones(shape) if "mask" in t.name else rng.uniform(0, top, shape)
+        return drawn.astype(t.dtype)
 
     x = keras.tree.map_structure(one, base.inputs())
     same(base.model(x, training=False), direct.model(x, training=False))
     assert len(base.network.inputs) == len(direct.network.inputs)
     assert [len(b.units) for b in base.blocks] == [len(b.units) for b in direct.blocks]
-    assert len(base.blocks) > 2
+    assert len(base.blocks) > 1
     assert not base.preprocessing
     assert base.loaded.random == ()
 
@@ -101,6 +102,7 @@ def test_strings_to_predictions(bert, tmp_path):
     data = data.map(lambda x, y: (base.preprocessor(x), y))
     head = heads.Classification(class_names=["bad", "good"])
     model = ftk.build(base, head, freeze=select.blocks(slice(0, 2)), learning_rate=0.02)
+    ftk.compile(model, run_eagerly=EAGERLY)
     before = snapshot(model)
     model.fit(data, epochs=2, verbose=0)
     changed = moved(before, model)
@@ -113,7 +115,7 @@ def test_strings_to_predictions(bert, tmp_path):
     assert found.sequence_length == 8
     expected = model.predict(base.preprocessor(TEXTS), verbose=0)
     same(again.predict(found(TEXTS), verbose=0), expected)
-    assert {p[0] for p in ftk.predict(again, found(TEXTS))} <= {"bad", "good"}
+    assert {p[0].name for p in ftk.predict(again, found(TEXTS))} <= {"bad", "good"}
 
 
 def test_in_tf_data_tokens_are_those_of_a_list(bert):
@@ -160,6 +162,7 @@ def test_images_of_the_size_that_is_asked_for(resnet):
         backbone(resnet[0], input_shape=(32, 24, 1))
 
 
+@pytest.mark.slow
 def test_every_efficientnet_takes_a_shape(tmp_path):
     zoo._efficientnet().save_to_preset(str(tmp_path))
     base = backbone(tmp_path, input_shape=(48, 48, 3))
@@ -335,7 +338,8 @@ def test_waves(tmp_path):
     expected = whole(x, training=False)["encoder_sequence_output"]
     same(base.model(base.preprocessor(waves), training=False), expected)
     model = ftk.build(base, heads.Classification(2))
-    assert np.isfinite(model.train_on_batch(base.preprocessor(waves), np.array([0, 1])))
+    model.compile(loss="sparse_categorical_crossentropy", run_eagerly=EAGERLY)
+    assert np.all(np.isfinite(model.train_on_batch(base.preprocessor(waves), np.array([0, 1]))))
 
 
 def test_names_are_found_without_their_hyphens_and_passed_on(monkeypatch, bert):
@@ -347,7 +351,11 @@ def test_names_are_found_without_their_hyphens_and_passed_on(monkeypatch, bert):
         asked.append((preset, load_weights, options))
         return checkpoints.bert()
 
+    def nothing(preset):
+        raise FileNotFoundError(preset)
+
     monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", from_preset)
+    monkeypatch.setattr(keras_hub.models.TextClassifierPreprocessor, "from_preset", nothing)
     with pytest.warns(UserWarning, match="the tokenizer of 'hf://me/bert' cannot be read"):
         backbone("hf://me/bert", weights=None)
     with pytest.warns(UserWarning, match="tokenizer"):
@@ -365,7 +373,7 @@ def test_a_folder_in_the_way_of_a_preset_is_the_folder(bert, monkeypatch, tmp_pa
 
 def test_keras_names_are_known_without_keras_hub(monkeypatch):
     monkeypatch.setattr(presets, "names", lambda: pytest.fail("asked KerasHub"))
-    backbone("resnet50", weights=None, input_shape=(32, 32, 3))
+    backbone("mobilenet", weights=None, input_shape=(32, 32, 3), alpha=0.25)
     backbone("letters_resnet")
 
 
@@ -403,11 +411,6 @@ def test_without_a_network(monkeypatch):
 
 def config(folder, **found):
     (folder / "config.json").write_text(json.dumps(found))
-
-
-def hf(folder, **more):
-    checkpoints.transformers_bert(folder)
-    return json.loads((folder / "config.json").read_text())
 
 
 def unconverted(folder):
@@ -519,5 +522,7 @@ def test_a_network_without_its_tokenizer(tmp_path):
 
 def test_the_preprocessor_of_other_models():
     model = ftk.build(backbone("letters_resnet"), heads.Classification(2))
-    with pytest.raises(ValueError, match="no record of a KerasHub preset: its backbone is .letters"):
+    with pytest.raises(
+        ValueError, match="its backbone is .letters_resnet"
+    ):
         ftk.preprocessor(model)
