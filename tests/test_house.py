@@ -65,6 +65,7 @@ ORDER = [
     "backbones.channels",
     "backbones.models",
     "backbones.applications",
+    "backbones.listing",
     "backbones.checkpoints",
     "backbones.intake",
     "backbones.presets",

@@ -522,7 +522,5 @@ def test_a_network_without_its_tokenizer(tmp_path):
 
 def test_the_preprocessor_of_other_models():
     model = ftk.build(backbone("letters_resnet"), heads.Classification(2))
-    with pytest.raises(
-        ValueError, match="its backbone is .letters_resnet"
-    ):
+    with pytest.raises(ValueError, match="its backbone is .letters_resnet"):
         ftk.preprocessor(model)

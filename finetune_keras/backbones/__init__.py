@@ -20,13 +20,14 @@ from finetune_keras.backbones import (
 )
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
+from finetune_keras.backbones.listing import Listing, list_backbones
 from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.presets import preprocessor
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.remat import recompute
 from finetune_keras.backbones.stem import small_stem
 
-__all__ = ["Backbone", "Loaded", "backbone", "preprocessor"]
+__all__ = ["Backbone", "Listing", "Loaded", "backbone", "list_backbones", "preprocessor"]
 
 _LETTERS = "letters_resnet"
 
