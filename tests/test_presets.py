@@ -98,13 +98,13 @@ def test_strings_to_predictions(bert, tmp_path):
         base.model(base.preprocessor(TEXTS), training=False),
         whole(tokens(length=8), training=False)["sequence_output"],
     )
-    data = tf.data.Dataset.from_tensor_slices((TEXTS * 2, [1, 0, 1, 0] * 2)).batch(4)
+    data = tf.data.Dataset.from_tensor_slices((TEXTS, [1, 0, 1, 0])).batch(4)
     data = data.map(lambda x, y: (base.preprocessor(x), y))
     head = heads.Classification(class_names=["bad", "good"])
     model = ftk.build(base, head, freeze=select.blocks(slice(0, 2)), learning_rate=0.02)
     ftk.compile(model, run_eagerly=EAGERLY)
     before = snapshot(model)
-    model.fit(data, epochs=2, verbose=0)
+    model.fit(data, verbose=0)
     changed = moved(before, model)
     assert any("transformer_layer_1" in p for p in changed)
     assert not any("embedding" in p or "transformer_layer_0" in p for p in changed)

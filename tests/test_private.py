@@ -118,3 +118,11 @@ def test_share_start_is_where_fit_begins():
     _private.share_start(one, other)
     history = other.fit(np.ones((4, 6)), np.ones((4, 3)), epochs=3, verbose=0)
     assert history.epoch == [2]
+
+
+def test_families_that_keras_hub_converts():
+    """Each converter is a module; the loaders that choose one have no public list."""
+    families = _private.converted_families("transformers")
+    assert {"bert", "vit", "dinov2", "distilbert"} <= set(families)
+    assert "preset_loader" not in families
+    assert {"resnet", "efficientnet"} <= set(_private.converted_families("timm"))
