@@ -11,7 +11,14 @@ right by construction, and never computes a frozen layer twice.
 from finetune_keras import data, graph, heads, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
-from finetune_keras.backbones import Backbone, Loaded, backbone
+from finetune_keras.backbones import (
+    Backbone,
+    Listing,
+    Loaded,
+    backbone,
+    list_backbones,
+    preprocessor,
+)
 from finetune_keras.build import build
 from finetune_keras.cache import FeatureSet, features, fit, split
 from finetune_keras.check import Finding, Findings, check
@@ -31,6 +38,7 @@ __all__ = [
     "Finding",
     "Findings",
     "HeadError",
+    "Listing",
     "Loaded",
     "Prediction",
     "Predictions",
@@ -48,8 +56,10 @@ __all__ = [
     "freeze",
     "graph",
     "heads",
+    "list_backbones",
     "load",
     "predict",
+    "preprocessor",
     "record",
     "replace_head",
     "select",

@@ -7,9 +7,10 @@ All of them are ``ValueError``s, so that ``except ValueError`` around a builder 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
-__all__ = ["CacheError", "HeadError", "SelectionError", "WeightsError", "nearest"]
+__all__ = ["CacheError", "HeadError", "SelectionError", "WeightsError", "nearest", "sentence"]
 
 
 class SelectionError(ValueError):
@@ -28,8 +29,12 @@ class HeadError(ValueError):
     """A head that does not fit the features it was put on, or clashes with what is there."""
 
 
-def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
+def nearest(
+    name: str, names: Iterable[str], *, limit: int = 3, key: Callable[[str], str] = str
+) -> str:
     """Returns the end of a sentence: the closest of ``names``, or the first few of them.
+
+    ``key`` gives what is compared, such as a name without hyphens.
 
     Examples:
         >>> nearest("resnet5", ["resnet50", "vgg16"])
@@ -38,10 +43,25 @@ def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     names = list(dict.fromkeys(names))
     # A short name inside a long one ("conv4_block6" for "conv4_block6_out") is close, whatever
     # the edit distance says.
-    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.6)
-    close += [n for n in names if n not in close and len(name) >= 3 and name in n][:limit]
+    keys = {n: key(n) for n in names}
+    name = key(name)
+    likely = difflib.get_close_matches(name, keys.values(), n=limit, cutoff=0.6)
+    close = sorted((n for n in names if keys[n] in likely), key=lambda n: likely.index(keys[n]))
+    close += [n for n in names if n not in close and len(name) >= 3 and name in keys[n]][:limit]
     if close:
         return "did you mean " + " or ".join(repr(n) for n in close[:limit]) + "?"
     shown = ", ".join(repr(n) for n in names[:8])
     more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
     return f"there are: {shown}{more}" if names else "there are none"
+
+
+def sentence(error: BaseException) -> str:
+    """What another library's exception says, in one line without colours and lists of arguments.
+
+    Examples:
+        >>> sentence(ValueError("Bad shape. Arguments received by Dense.call(): ..."))
+        'Bad shape'
+    """
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by")[0]
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"

@@ -16,6 +16,7 @@ __all__ = [
     "built_on",
     "compile_arguments",
     "compile_call",
+    "converted_families",
     "copy_decay_exclusions",
     "in_safe_mode",
     "known_code",
@@ -76,6 +77,20 @@ def built_on(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     through another model that shares layers.
     """
     return list(optimizer._trainable_variables)
+
+
+def converted_families(library: str) -> list[str]:
+    """The families of models of ``"transformers"`` or ``"timm"`` that KerasHub can convert.
+
+    Its loaders choose a converter in a chain of ``if``, and an error of theirs names none. Each
+    converter is a module.
+    """
+    from importlib.util import find_spec
+    from pkgutil import iter_modules
+
+    spec = find_spec(f"keras_hub.src.utils.{library}")
+    found = [m.name for m in iter_modules(spec.submodule_search_locations)]
+    return sorted(n.removeprefix("convert_") for n in found if n.startswith("convert_"))
 
 
 def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:

@@ -150,3 +150,11 @@ def test_known_code_is_a_scope():
         again = keras.Sequential.from_config(model.get_config())
     assert len(again.layers) == 1
     assert _private.in_safe_mode() is None
+
+
+def test_families_that_keras_hub_converts():
+    """Each converter is a module; the loaders that choose one have no public list."""
+    families = _private.converted_families("transformers")
+    assert {"bert", "vit", "dinov2", "distilbert"} <= set(families)
+    assert "preset_loader" not in families
+    assert {"resnet", "efficientnet"} <= set(_private.converted_families("timm"))

@@ -16,17 +16,20 @@ from finetune_keras.backbones import (
     letters,
     models,
     preprocessing,
+    presets,
     saved_model,
 )
 from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
+from finetune_keras.backbones.listing import Listing, list_backbones
 from finetune_keras.backbones.loaded import Loaded
+from finetune_keras.backbones.presets import preprocessor
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.remat import recompute
 from finetune_keras.backbones.stem import small_stem
 
-__all__ = ["Backbone", "Loaded", "backbone"]
+__all__ = ["Backbone", "Listing", "Loaded", "backbone", "list_backbones", "preprocessor"]
 
 _LETTERS = "letters_resnet"
 
@@ -52,19 +55,23 @@ def backbone(
             - a name: any architecture of ``keras.applications`` in lower case, such as
               ``"resnet50"`` or ``"efficientnetb0"``, or ``"letters_resnet"``, a small network
               that ships with this package;
+            - a preset of KerasHub: its name, such as ``"bert_tiny_en_uncased"``, a handle
+              (``"hf://..."``, ``"kaggle://..."``, ``"modelscope://..."``) or a folder; Hugging
+              Face's and timm's checkpoints too, of the families that KerasHub converts;
             - the path of a ``.keras`` or whole-model ``.h5`` file;
             - ``"https://tfhub.dev/..."``, ``"https://www.kaggle.com/models/..."``, or the folder
               of a SavedModel: the network is one layer around it that learns, on TensorFlow;
             - a ``keras.Model`` of your own: functional, sequential, nested. Its layers and
               variables are shared, not copied. Its last classifier is dropped.
         weights: for a name: ``"imagenet"`` (``"letters"`` for ``"letters_resnet"``), ``None`` for
-            random weights, or the path of a weights file. ``"auto"`` is the pretrained ones.
+            random weights, or the path of a weights file. ``"auto"`` is the pretrained ones. For
+            a preset: its own, or ``None``.
         input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
-            size. For a SavedModel: of one example, for what it leaves open.
+            size, or the preset's. For a SavedModel: of one example, for what it leaves open.
         cut_at: name of the layer whose output are the features, in place of the last before the
             classifier; or, of a network whose output is a dict, a key of it, such as
-            ``"sequence_output"`` of a BERT. Inputs that the features do not need are dropped (the
-            decoder's, of an encoder-decoder).
+            ``"sequence_output"`` of a BERT (the default for presets). Inputs that the features do
+            not need are dropped (the decoder's, of an encoder-decoder).
         preprocessing: ``"auto"`` puts the architecture's own preprocessing into the graph, so
             that the input is raw RGB from 0 to 255 (for files and models of your own nothing is
             known, and nothing is added). ``None`` adds nothing, for pipelines that call the
@@ -89,8 +96,9 @@ def backbone(
             for: kernels that read the image are summed over RGB for one channel, repeated and
             scaled for more. ``input_shape``, if given too, has the same number.
         **options: for a name: further arguments of the function in ``keras.applications``, such
-            as ``alpha=0.35``. For a SavedModel that gives a dict: ``output_key=``, which of its
-            outputs are the features.
+            as ``alpha=0.35``; for a preset of text ``sequence_length=128``, in tokens, and
+            further arguments of its class in KerasHub, such as ``dropout=0.2``. For a SavedModel
+            that gives a dict: ``output_key=``, which of its outputs are the features.
 
     Returns:
         A `Backbone`.
@@ -108,7 +116,15 @@ def backbone(
         >>> print(small.loaded)
         44 loaded, 1 adapted ('stem_conv/kernel')
     """
-    if isinstance(source, Backbone):
+    policy = None if dtype is None else precision.checked(dtype)
+    preset = _preset(source)
+    if preset is not None:
+        shape = pretrained_shape(preset, weights, input_shape, in_channels)
+        made = presets.load(
+            preset, weights=weights, input_shape=shape, cut_at=cut_at, dtype=policy, **options
+        )
+        cut_at = None
+    elif isinstance(source, Backbone):
         made = source
         _refuse("a Backbone", weights=weights, input_shape=input_shape, options=options)
     elif isinstance(source, keras.Model):
@@ -136,8 +152,7 @@ def backbone(
             "backbone takes a name, a path, a keras.Model or a Backbone; given "
             f"{type(source).__name__}"
         )
-    policy = None if dtype is None else precision.checked(dtype)
-    if policy is not None or remat:
+    if preset is None and (policy is not None or remat):  # layers of a preset are new ones
         _refuse_foreign(made.network, "remat=" if policy is None else "dtype=")
         made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
     made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
@@ -146,6 +161,21 @@ def backbone(
     if remat:
         recompute(made.network)
     return made
+
+
+def _preset(source: object) -> str | os.PathLike | None:
+    """The source as a preset of KerasHub, if it is one."""
+    if presets.is_location(source) and not _is_known(source):
+        return source
+    if isinstance(source, str) and not (_is_known(source) or files.looks_like_file(source)):
+        return presets.find(source)
+    return None
+
+
+def _is_known(source: object) -> bool:
+    """Whether it is a name that needs no KerasHub, whose import takes seconds."""
+    known = [*applications.names(), applications.tidy(_LETTERS)]
+    return isinstance(source, str) and applications.tidy(source) in known
 
 
 def _is_path(source: object) -> bool:
@@ -184,9 +214,13 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
     known = applications.names()
     name = applications.tidy(source)
     if name not in known:
+        # What begins like the name comes first: "bert" is in "albert" too.
+        tidy = applications.tidy
+        every = [*known, _LETTERS, *presets.names()]
+        every.sort(key=lambda n: not tidy(n).startswith(name))
         raise ValueError(
-            f"unknown backbone {source!r}; {nearest(name, [*known, _LETTERS])} "
-            "(or the path of a .keras or .h5 file, or a keras.Model)"
+            f"unknown backbone {source!r}; {nearest(source, every, key=tidy)} "
+            "(or the path of a .keras or .h5 file or of a preset's folder, or a keras.Model)"
         )
     weights = "imagenet" if weights == "auto" else weights
     return applications.load(name, weights=weights, input_shape=input_shape, **options)

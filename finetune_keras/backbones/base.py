@@ -31,6 +31,10 @@ class Backbone:
         dropped: names of the layers that were cut off to get at the features.
         pretrained: whether the weights are the source's; if not, all are random.
         edits: what a new stem or other channels did to the weights; `loaded` has it all.
+        preprocessor: of a preset of KerasHub: a callable for ``tf.data`` pipelines, also on JAX
+            and PyTorch, and for lists and arrays. It turns strings into tokens, waves into
+            features, and images into images of the size that the network was trained at.
+            ``None`` where nothing is known or needed.
 
     Examples:
         >>> from finetune_keras import backbone
@@ -47,6 +51,7 @@ class Backbone:
     dropped: tuple[str, ...] = ()
     pretrained: bool = True
     edits: Edits = dataclasses.field(default_factory=Edits)
+    preprocessor: Callable[[Any], Any] | None = None
 
     def __call__(self, inputs: Any) -> Any:
         """Raw inputs (symbolic tensors) to features, the network as one nested layer."""

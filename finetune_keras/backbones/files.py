@@ -37,7 +37,9 @@ def existing(path: str | os.PathLike) -> Path:
             f"the folder of a SavedModel{f', such as its {inside[0]!r}' if inside else ''}"
         )
     if not path.parent.is_dir():
-        raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in _SUFFIXES
+        hint = f" (at Hugging Face? 'hf://{path}')" if named else ""
+        raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}{hint}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
 

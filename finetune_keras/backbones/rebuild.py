@@ -8,7 +8,7 @@ import keras
 
 from finetune_keras import _private, flags, graph, precision
 
-__all__ = ["rebuilt"]
+__all__ = ["computes_in", "rebuilt"]
 
 
 def rebuilt(network: keras.Model, *, dtype: str | None = None) -> keras.Model:
@@ -54,7 +54,7 @@ def _made_again(network: keras.Model, dtype: str | None) -> keras.Model:
         # be made from their configs one by one.
         config = network.get_config()
         made = type(network).from_config(config if dtype is None else _in_policy(config, dtype))
-        if dtype is None or _computes_in(made, dtype):
+        if dtype is None or computes_in(made, dtype):
             return made
         # DenseNet and EfficientNet of KerasHub, among others, do not tell their layers.
 
@@ -67,7 +67,7 @@ def _made_again(network: keras.Model, dtype: str | None) -> keras.Model:
     return keras.models.clone_model(_bare(network), clone_function=remade)
 
 
-def _computes_in(network: keras.Model, dtype: str) -> bool:
+def computes_in(network: keras.Model, dtype: str) -> bool:
     """Whether any layer that has weights follows the policy."""
     layers = {id(u.layer): u.layer for u in graph.opened(network).units}.values()
     return any(x.dtype_policy.name == dtype for x in layers if not isinstance(x, _PIXELS))
