@@ -11,7 +11,7 @@ right by construction, and never computes a frozen layer twice.
 from finetune_keras import graph, heads, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
-from finetune_keras.backbones import Backbone, Loaded, backbone
+from finetune_keras.backbones import Backbone, Loaded, backbone, load_torch
 from finetune_keras.build import build
 from finetune_keras.cache import FeatureSet, features, fit, split
 from finetune_keras.check import Finding, Findings, check
@@ -48,6 +48,7 @@ __all__ = [
     "graph",
     "heads",
     "load",
+    "load_torch",
     "predict",
     "record",
     "replace_head",

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from finetune_keras import graph, precision
 from finetune_keras._errors import WeightsError, nearest
-from finetune_keras.backbones import applications, files, letters, models, preprocessing
+from finetune_keras.backbones import (
+    applications,
+    files,
+    letters,
+    models,
+    preprocessing,
+    torch_weights,
+)
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.channels import adapt_channels, pretrained_shape
 from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.remat import recompute
 from finetune_keras.backbones.stem import small_stem
+from finetune_keras.backbones.torch_weights import load_torch
 
-__all__ = ["Backbone", "Loaded", "backbone"]
+__all__ = ["Backbone", "Loaded", "backbone", "load_torch"]
 
 _LETTERS = "letters_resnet"
 
@@ -26,7 +35,7 @@ _LETTERS = "letters_resnet"
 def backbone(
     source: str | os.PathLike | keras.Model | Backbone,
     *,
-    weights: str | os.PathLike | None = "auto",
+    weights: str | os.PathLike | Mapping[str, Any] | None = "auto",
     input_shape: tuple[int | None, ...] | None = None,
     cut_at: str | None = None,
     preprocessing: Any = "auto",
@@ -49,6 +58,11 @@ def backbone(
               variables are shared, not copied. Its last classifier is dropped.
         weights: for a name: ``"imagenet"`` (``"letters"`` for ``"letters_resnet"``), ``None`` for
             random weights, or the path of a weights file. ``"auto"`` is the pretrained ones.
+            A file of PyTorch (``.pth``, ``.pt``, ``.th``, ``.bin``, ``.safetensors``) or a state
+            dict of torchvision or timm gives the network as PyTorch computes it, with the
+            preprocessing of PyTorch; besides Keras' names there are then ``"resnet18"``,
+            ``"resnet34"``, ``"vgg11"``, ``"vgg13"``, ``"vit_b_16"`` and its like, and timm's
+            ``"tf_efficientnet_b0"`` and ``"vit_base_patch16_224"``.
         input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
             size.
         cut_at: name of the layer whose output are the features, in place of the last before the
@@ -109,6 +123,8 @@ def backbone(
             )
         made = Backbone(source, (), f"keras.Model {source.name!r}")
         _refuse("a model of your own", weights=weights, input_shape=input_shape, options=options)
+    elif isinstance(source, str | os.PathLike) and torch_weights.is_torch(source):
+        raise WeightsError(_nameless(source))
     elif files.looks_like_file(source):
         path = files.existing(source)
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
@@ -155,6 +171,16 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
         return _letters(weights, input_shape, options)
     known = applications.names()
     name = applications.tidy(source)
+    if torch_weights.is_torch(weights):
+        if name not in known and torch_weights.family_of(name) is None:
+            near = nearest(name, torch_weights.names())
+            raise ValueError(f"unknown backbone {source!r} for weights of PyTorch; {near}")
+        return torch_weights.load(name, weights, input_shape, **options)
+    if name not in known and torch_weights.family_of(name) is not None:
+        raise WeightsError(
+            f"{source!r} is read from files of PyTorch, and Keras has no weights for it: pass "
+            "weights=<path of a .pth or .safetensors file>"
+        )
     if name not in known:
         raise ValueError(
             f"unknown backbone {source!r}; {nearest(name, [*known, _LETTERS])} "
@@ -162,6 +188,18 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
         )
     weights = "imagenet" if weights == "auto" else weights
     return applications.load(name, weights=weights, input_shape=input_shape, **options)
+
+
+def _nameless(source: str | os.PathLike) -> str:
+    file = torch_weights.read(source)
+    name = torch_weights.looks(file)
+    named = (
+        "name its architecture, as in backbone('resnet50', weights=...), or load it into a model of "
+        "your own with load_torch"
+    )
+    if name is not None:
+        named = f"it looks like {name!r}, so backbone({name!r}, weights={str(source)!r})"
+    return f"{file.name} holds weights and not the network: {named}"
 
 
 def _letters(weights, input_shape, options) -> Backbone:

@@ -24,16 +24,18 @@ def looks_like_file(source: object) -> bool:
     return isinstance(source, str) and (source.lower().endswith(_SUFFIXES) or os.sep in source)
 
 
-def existing(path: str | os.PathLike) -> Path:
+def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
     """The path, or a `WeightsError` that names what the folder has instead."""
     path = Path(path).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        raise WeightsError(f"{str(path)!r} is a folder; expected a .keras or .h5 file")
+        raise WeightsError(
+            f"{str(path)!r} is a folder; expected a {' or '.join(suffixes[:2])} file"
+        )
     if not path.parent.is_dir():
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}")
-    have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+    have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(suffixes))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
 
 
