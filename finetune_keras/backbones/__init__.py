@@ -194,8 +194,8 @@ def _nameless(source: str | os.PathLike) -> str:
     file = torch_weights.read(source)
     name = torch_weights.looks(file)
     named = (
-        "name its architecture, as in backbone('resnet50', weights=...), or load it into a model of "
-        "your own with load_torch"
+        "name its architecture, as in backbone('resnet50', weights=...), or load it into a "
+        "model of your own with load_torch"
     )
     if name is not None:
         named = f"it looks like {name!r}, so backbone({name!r}, weights={str(source)!r})"
