@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import contracts
 import keras
@@ -170,8 +172,14 @@ def test_the_backbone_passes_the_contracts(nets):
     net = made(nets, "resnet18")
 
     def make():
-        base = ftk.backbone("resnet18", weights=net.state_dict(), input_shape=(32, 32, 3))
-        return base, lambda x: nets.features(net, x, *IMAGENET)
+        # Channels scaled alike, so that a grey image may give what it gives as RGB.
+        base = ftk.backbone(
+            "resnet18",
+            weights=net.state_dict(),
+            input_shape=(32, 32, 3),
+            preprocessing=layers.Rescaling(1 / 127.5, -1),
+        )
+        return base, lambda x: nets.features(net, x, *HALVES)
 
     trial = contracts.Trial(Network("resnet18", "torch", make, top=255.0))
     results = {name: contracts.run(name, trial) for name in contracts.CONTRACTS}
@@ -410,6 +418,25 @@ def test_a_network_of_ones_own(nets):
         "norm.num_batches_tracked",
         "flat_norm.num_batches_tracked",
     }
+
+
+def test_the_guide_to_it_works(nets, tmp_path, monkeypatch):
+    import torch
+
+    net = nets.randomised(nets.ResNet20())
+    state = {f"module.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet20-12fca82f.th")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "torch-weights.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(next(b for b in blocks if "load_torch" in b), found)
+    expected = nets.features(net, pixels(32), *IMAGENET)
+    scaled = (pixels(32) / 255 - IMAGENET[0]) / IMAGENET[1]
+    assert far(found["model"](scaled.astype("float32"), training=False), expected) < 1e-4
+    steps = found["base"].preprocessing
+    same(steps[0](pixels(32)), scaled, atol=1e-5)
+    assert len(found["record"].loaded) == len(found["model"].weights)
 
 
 def tiny():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["NETWORKS", "features", "randomised"]
+__all__ = ["NETWORKS", "ResNet20", "features", "randomised"]
 
 
 def conv(inputs, outputs, size=3, stride=1, groups=1, bias=False):
@@ -263,6 +263,39 @@ class ViT(nn.Module):
         x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
         return self.norm(self.blocks(x))
+
+
+class Shortcut(nn.Module):
+    def forward(self, x):
+        more = x.shape[1] // 2
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more))
+
+
+class Shifted(Residual):
+    """With the shortcut of the CIFAR experiments, which has no weights."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__(inputs, width, stride, deep=False)
+        if self.downsample is not None:
+            self.downsample = Shortcut()
+
+
+class ResNet20(nn.Module):
+    """For CIFAR-10, named as in akamaster/pytorch_resnet_cifar10."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, before = conv(3, 16), nn.BatchNorm2d(16), 16
+        for stage, width in enumerate((16, 32, 64), 1):
+            strides = (2 if stage > 1 else 1, 1, 1)
+            blocks = [Shifted(before if not i else width, width, s) for i, s in enumerate(strides)]
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+            before = width
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)).relu())))
+        return self.linear(x.mean((2, 3)))
 
 
 NETWORKS = {

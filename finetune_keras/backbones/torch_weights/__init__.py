@@ -87,7 +87,7 @@ def load(
     if found is None:
         first = ", ".join(map(repr, list(file.tensors)[:3]))
         raise WeightsError(
-            f"{file.name} is not for {name!r}: it begins with {first}{_hint(file, name)}"
+            f"{file.name} is not for {name!r}{_hint(file, name)}: it begins with {first}"
         )
     library, before, inside = found
     plan = family.make(name, library, inside, input_shape, options)
@@ -104,8 +104,8 @@ def load(
     ]
     if strange:
         raise WeightsError(
-            f"{file.name} does not fit {name!r}: {len(strange)} of its tensors have no place, the "
-            f"first of them {strange[0]!r}{hint}"
+            f"{file.name} does not fit {name!r}{hint}: {len(strange)} of its tensors have no "
+            f"place, the first of them {strange[0]!r}"
         )
     matched.assign()
     mean, deviation = plan.pixels
@@ -125,4 +125,4 @@ def _hint(file: Checkpoint, name: str) -> str:
     if other is None or family_of(name).usual(name) == other:
         return ""
     known = "" if other in names() else ", which Keras does not have"
-    return f"; it looks like {other!r}{known}"
+    return f" (it looks like {other!r}{known})"

@@ -112,7 +112,7 @@ def match(
         file: the tensors.
         names: as for `load_torch`.
         prefix: what stands before each of the names in the file.
-        hint: the end of the message if it does not fit.
+        hint: what to say after the name of the model if it does not fit.
     """
     seen = graph.opened(model)
     table = _rows(seen.units, names)
@@ -136,9 +136,9 @@ def match(
     if misfits:
         path, reason = misfits[0]
         raise WeightsError(
-            f"{file.name} does not fit {model.name!r}: {len(pairs)} of "
+            f"{file.name} does not fit {model.name!r}{hint}: {len(pairs)} of "
             f"{len(pairs) + len(misfits)} weights have their tensor; the first without is "
-            f"{path!r}: {reason.rstrip('.')}{hint}"
+            f"{path!r}: {reason}"
         )
     unused = [n for n in file.tensors if n not in used]
     unused.sort(key=lambda n: n.endswith("num_batches_tracked"))  # counters, which say nothing

@@ -102,7 +102,7 @@ def _pickled(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> Any:
-    _optional.require("safetensors", "safetensors")
+    _optional.require("safetensors", "presets")
     from safetensors.numpy import load_file
 
     try:
