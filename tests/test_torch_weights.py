@@ -299,6 +299,12 @@ def test_names_and_files_that_do_not_go_together(tmp_path):
     assert "weights=<path of a .pth" in said
     said = message(WeightsError, ftk.backbone, "xception", weights=path)
     assert "load_torch" in said
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=path, input_shape=(64, 64, 1))
+    assert "in_channels=1" in said
+    said = message(TypeError, ftk.backbone, "resnet18", weights=path, alpha=2)
+    assert "takes no alpha=" in said
+    said = message(ValueError, ftk.backbone, "letters_resnet", weights=path)
+    assert "weights of PyTorch" in said
     said = message(ValueError, ftk.backbone, "resnet8", weights=path)
     assert "resnet18" in said
     said = message(WeightsError, ftk.backbone, "resnet18", weights={"epoch": 3, "args": "x"})

@@ -167,8 +167,6 @@ def _refuse(what: str, *, weights, input_shape, options) -> None:
 
 
 def _by_name(source: str, weights, input_shape, options) -> Backbone:
-    if applications.tidy(source) == applications.tidy(_LETTERS):
-        return _letters(weights, input_shape, options)
     known = applications.names()
     name = applications.tidy(source)
     if torch_weights.is_torch(weights):
@@ -176,6 +174,8 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
             near = nearest(name, torch_weights.names())
             raise ValueError(f"unknown backbone {source!r} for weights of PyTorch; {near}")
         return torch_weights.load(name, weights, input_shape, **options)
+    if applications.tidy(source) == applications.tidy(_LETTERS):
+        return _letters(weights, input_shape, options)
     if name not in known and torch_weights.family_of(name) is not None:
         raise WeightsError(
             f"{source!r} is read from files of PyTorch, and Keras has no weights for it: pass "

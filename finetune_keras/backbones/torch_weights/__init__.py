@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from finetune_keras._errors import WeightsError
 from finetune_keras.backbones import applications, preprocessing
 from finetune_keras.backbones.base import Backbone
@@ -82,6 +84,12 @@ def load(
         )
     if input_shape is not None:
         input_shape = applications.checked_shape(name, input_shape)
+        axis = -1 if keras.config.image_data_format() == "channels_last" else 0
+        if input_shape[axis] != 3:
+            raise WeightsError(
+                f"the weights of {name!r} are for 3 channels and input_shape={input_shape} has "
+                f"{input_shape[axis]}: pass in_channels={input_shape[axis]} to adapt them"
+            )
     file = read(weights)
     found = family.naming(file.tensors)
     if found is None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune_keras.backbones.torch_weights.apply import Names
 
-__all__ = ["IMAGENET", "Family", "Plan", "count", "numbered"]
+__all__ = ["IMAGENET", "Family", "Plan", "count", "no_options", "numbered"]
 
 # What torchvision and timm scale pixels by, mostly: the mean and deviation of ImageNet.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -83,6 +83,12 @@ class Family:
 def count(tensors: Tensors, pattern: str) -> int:
     """How many different matches the beginnings of the names have."""
     return len({m[0] for n in tensors if (m := re.match(pattern, n))})
+
+
+def no_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses options of an architecture that has none."""
+    if options:
+        raise TypeError(f"{name!r} takes no {', '.join(f'{k}=' for k in options)}")
 
 
 def numbered(function: Callable[..., str]) -> Callable[[re.Match], str]:

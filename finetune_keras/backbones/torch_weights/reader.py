@@ -95,7 +95,8 @@ def _pickled(path: Path) -> Any:
                 f"{str(path)!r} holds more than tensors (it {what}), and opening that could run "
                 f"code: {_SAVE}"
             ) from None
-        reason = " ".join(said.split("\n")[0].split())[:150].rstrip(". ") or type(e).__name__
+        reason = " ".join(said.split("\n")[0].split())[:150].rstrip(". ")
+        reason = reason if " " in reason else type(e).__name__
         raise WeightsError(
             f"{str(path)!r} is not a whole file of torch.save ({reason}): fetch or save it again"
         ) from e
@@ -128,8 +129,8 @@ def _state(held: Any, name: str) -> dict[str, Any]:
         if found:
             return found
         keys = ", ".join(repr(k) for k in list(held)[:6]) or "nothing"
-        raise WeightsError(f"{name} holds no state dict, but {keys}: {_SAVE}")
-    raise WeightsError(f"{name} holds no state dict, but a {type(held).__name__}: {_SAVE}")
+        raise WeightsError(f"{name} holds no tensors, but {keys}: {_SAVE}")
+    raise WeightsError(f"{name} is no state dict, but a {type(held).__name__}: {_SAVE}")
 
 
 def _array(tensor: Any) -> np.ndarray:

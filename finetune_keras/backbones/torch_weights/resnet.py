@@ -10,7 +10,14 @@ import keras
 
 from finetune_keras.backbones import applications
 from finetune_keras.backbones.torch_weights.adapt import adapted
-from finetune_keras.backbones.torch_weights.family import Family, Plan, Tensors, count, numbered
+from finetune_keras.backbones.torch_weights.family import (
+    Family,
+    Plan,
+    Tensors,
+    count,
+    no_options,
+    numbered,
+)
 
 __all__ = ["FAMILY"]
 
@@ -46,7 +53,7 @@ def make(
 ) -> Plan:
     """The network of a name, and the names of its weights."""
     if name in ("resnet18", "resnet34"):
-        return Plan(_small(name, shape, **options), _HUB)
+        return Plan(_small(name, shape, options), _HUB)
     network = applications.load(name, weights=None, input_shape=shape, **options).network
     settings: dict[str, dict[str, Any]] = {}
     for layer in network.layers:
@@ -61,9 +68,10 @@ def _no_bias(layer: keras.layers.Layer) -> dict[str, Any]:
     return {"use_bias": False} if isinstance(layer, keras.layers.Conv2D) else {}
 
 
-def _small(name: str, shape: tuple | None) -> keras.Model:
+def _small(name: str, shape: tuple | None, options: dict[str, Any]) -> keras.Model:
     import keras_hub
 
+    no_options(name, options)
     blocks = next(b for b, n in _BLOCKS.items() if n == name)[:4]
     made = keras_hub.models.ResNetBackbone(
         input_conv_filters=[64],

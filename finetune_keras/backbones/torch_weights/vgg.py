@@ -9,7 +9,13 @@ from typing import Any
 import keras
 
 from finetune_keras.backbones import applications
-from finetune_keras.backbones.torch_weights.family import Family, Plan, Tensors, numbered
+from finetune_keras.backbones.torch_weights.family import (
+    Family,
+    Plan,
+    Tensors,
+    no_options,
+    numbered,
+)
 
 __all__ = ["FAMILY"]
 
@@ -33,15 +39,16 @@ def make(
         return f"features.{before + 2 * (index - 1)}"
 
     if name in ("vgg11", "vgg13"):
-        network = _hub(name, shape, **options)
+        network = _hub(name, shape, options)
     else:
         network = applications.load(name, weights=None, input_shape=shape, **options).network
     return Plan(network, {r"block(\d)_conv(\d)": numbered(place)})
 
 
-def _hub(name: str, shape: tuple | None) -> keras.Model:
+def _hub(name: str, shape: tuple | None, options: dict[str, Any]) -> keras.Model:
     import keras_hub
 
+    no_options(name, options)
     made = keras_hub.models.VGGBackbone(
         stackwise_num_repeats=list(_CONVOLUTIONS[name]),
         stackwise_num_filters=[64, 128, 256, 512, 512],

@@ -20,6 +20,7 @@ from finetune_keras.backbones.torch_weights.family import (
     Plan,
     Tensors,
     count,
+    no_options,
     numbered,
 )
 
@@ -96,8 +97,7 @@ def make(
     """The network of a name, and the names of its weights."""
     import keras_hub
 
-    if options:
-        raise TypeError(f"{name!r} takes no {', '.join(f'{k}=' for k in options)}")
+    no_options(name, options)
     kind, size, patch = _NAME.fullmatch(name).groups()
     width, layers, heads = _SIZES[_LONG.get(size, size)]
     patch = int(patch)
