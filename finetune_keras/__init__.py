@@ -17,6 +17,7 @@ from finetune_keras.backbones import (
     Loaded,
     backbone,
     list_backbones,
+    load_torch,
     preprocessor,
 )
 from finetune_keras.build import build
@@ -58,6 +59,7 @@ __all__ = [
     "heads",
     "list_backbones",
     "load",
+    "load_torch",
     "predict",
     "preprocessor",
     "record",

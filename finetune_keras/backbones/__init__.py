@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ from finetune_keras.backbones import (
     preprocessing,
     presets,
     saved_model,
+    torch_weights,
 )
 from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
@@ -28,8 +30,17 @@ from finetune_keras.backbones.presets import preprocessor
 from finetune_keras.backbones.rebuild import rebuilt
 from finetune_keras.backbones.remat import recompute
 from finetune_keras.backbones.stem import small_stem
+from finetune_keras.backbones.torch_weights import load_torch
 
-__all__ = ["Backbone", "Listing", "Loaded", "backbone", "list_backbones", "preprocessor"]
+__all__ = [
+    "Backbone",
+    "Listing",
+    "Loaded",
+    "backbone",
+    "list_backbones",
+    "load_torch",
+    "preprocessor",
+]
 
 _LETTERS = "letters_resnet"
 
@@ -37,7 +48,7 @@ _LETTERS = "letters_resnet"
 def backbone(
     source: str | os.PathLike | keras.Model | Backbone,
     *,
-    weights: str | os.PathLike | None = "auto",
+    weights: str | os.PathLike | Mapping[str, Any] | None = "auto",
     input_shape: tuple[int | None, ...] | None = None,
     cut_at: str | None = None,
     preprocessing: Any = "auto",
@@ -66,6 +77,11 @@ def backbone(
         weights: for a name: ``"imagenet"`` (``"letters"`` for ``"letters_resnet"``), ``None`` for
             random weights, or the path of a weights file. ``"auto"`` is the pretrained ones. For
             a preset: its own, or ``None``.
+            A file of PyTorch (``.pth``, ``.pt``, ``.th``, ``.bin``, ``.safetensors``) or a state
+            dict of torchvision or timm gives the network as PyTorch computes it, with the
+            preprocessing of PyTorch; besides Keras' names there are then ``"resnet18"``,
+            ``"resnet34"``, ``"vgg11"``, ``"vgg13"``, ``"vit_b_16"`` and its like, and timm's
+            ``"tf_efficientnet_b0"`` and ``"vit_base_patch16_224"``.
         input_shape: for a name: shape of one image, such as ``(224, 224, 3)``; by default any
             size, or the preset's. For a SavedModel: of one example, for what it leaves open.
         cut_at: name of the layer whose output are the features, in place of the last before the
@@ -139,6 +155,8 @@ def backbone(
     elif saved_model.looks_like_saved_model(source):
         _refuse("a SavedModel", weights=weights, input_shape=None, options=_without_key(options))
         made = saved_model.load(source, input_shape=input_shape, **options)
+    elif isinstance(source, str | os.PathLike) and torch_weights.is_torch(source):
+        raise WeightsError(_nameless(source))
     elif files.looks_like_file(source):
         path = files.existing(source)
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
@@ -209,10 +227,20 @@ def _refuse_foreign(network: keras.Model, option: str) -> None:
 
 
 def _by_name(source: str, weights, input_shape, options) -> Backbone:
-    if applications.tidy(source) == applications.tidy(_LETTERS):
-        return _letters(weights, input_shape, options)
     known = applications.names()
     name = applications.tidy(source)
+    if torch_weights.is_torch(weights):
+        if name not in known and torch_weights.family_of(name) is None:
+            near = nearest(name, torch_weights.names())
+            raise ValueError(f"unknown backbone {source!r} for weights of PyTorch; {near}")
+        return torch_weights.load(name, weights, input_shape, **options)
+    if applications.tidy(source) == applications.tidy(_LETTERS):
+        return _letters(weights, input_shape, options)
+    if name not in known and torch_weights.family_of(name) is not None:
+        raise WeightsError(
+            f"{source!r} is read from files of PyTorch, and Keras has no weights for it: pass "
+            "weights=<path of a .pth or .safetensors file>"
+        )
     if name not in known:
         # What begins like the name comes first: "bert" is in "albert" too.
         tidy = applications.tidy
@@ -224,6 +252,18 @@ def _by_name(source: str, weights, input_shape, options) -> Backbone:
         )
     weights = "imagenet" if weights == "auto" else weights
     return applications.load(name, weights=weights, input_shape=input_shape, **options)
+
+
+def _nameless(source: str | os.PathLike) -> str:
+    file = torch_weights.read(source)
+    name = torch_weights.looks(file)
+    named = (
+        "name its architecture, as in backbone('resnet50', weights=...), or load it into a "
+        "model of your own with load_torch"
+    )
+    if name is not None:
+        named = f"it looks like {name!r}, so backbone({name!r}, weights={str(source)!r})"
+    return f"{file.name} holds weights and not the network: {named}"
 
 
 def _letters(weights, input_shape, options) -> Backbone:

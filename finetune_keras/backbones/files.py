@@ -25,7 +25,7 @@ def looks_like_file(source: object) -> bool:
     return isinstance(source, str) and (source.lower().endswith(_SUFFIXES) or os.sep in source)
 
 
-def existing(path: str | os.PathLike) -> Path:
+def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
     """The path, or a `WeightsError` that names what the folder has instead."""
     path = Path(path).expanduser()
     if path.is_file():
@@ -33,14 +33,15 @@ def existing(path: str | os.PathLike) -> Path:
     if path.is_dir():
         inside = sorted(p.parent.name for p in path.glob("*/saved_model.pb"))
         raise WeightsError(
-            f"{str(path)!r} is a folder without saved_model.pb; expected a .keras or .h5 file, or "
+            f"{str(path)!r} is a folder without saved_model.pb; expected a "
+            f"{' or '.join(suffixes[:2])} file, or "
             f"the folder of a SavedModel{f', such as its {inside[0]!r}' if inside else ''}"
         )
     if not path.parent.is_dir():
-        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in _SUFFIXES
+        named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in suffixes
         hint = f" (at Hugging Face? 'hf://{path}')" if named else ""
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}{hint}")
-    have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+    have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(suffixes))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
 
 

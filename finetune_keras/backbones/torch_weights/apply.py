@@ -1,0 +1,222 @@
+"""PyTorch's tensors onto a Keras network, by a table of names: all of it, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import graph
+from finetune_keras._errors import SelectionError, WeightsError, nearest
+from finetune_keras.backbones.loaded import Loaded
+from finetune_keras.backbones.torch_weights import layout
+from finetune_keras.backbones.torch_weights.reader import Checkpoint, read
+
+__all__ = ["Match", "load_torch", "match"]
+
+_SHOWN = 4
+
+Name = str | Callable[[re.Match], str]
+Row = Name | tuple[Name, Callable[[np.ndarray], np.ndarray]] | None
+Names = Mapping[str, Row] | Callable[[str], Row]
+
+
+def load_torch(
+    model: keras.Model, weights: str | os.PathLike | Mapping[str, Any], names: Names
+) -> Loaded:
+    r"""Loads the weights of a network of your own from PyTorch.
+
+    Arrays are put into the order of axes that each layer has (convolutions of all kinds, dense
+    layers, also behind a ``Flatten``, attention, normalisations, embeddings). The networks have to
+    compute the same: ``padding="same"`` with a stride pads otherwise than PyTorch does, and
+    ``BatchNormalization`` has another ``epsilon`` by default (1e-3; PyTorch has 1e-5).
+
+    Args:
+        model: functional, sequential or built; its weights are overwritten, or, if anything does
+            not fit, none is.
+        weights: a ``.pth``, ``.pt``, ``.th`` or ``.bin`` file of ``torch.save``, which is read
+            with ``weights_only=True``; a ``.safetensors`` file; or a state dict.
+        names: for each variable the tensor to load: a dict from regular expressions to names, of
+            which the first that matches the whole path wins. A path is that of a variable
+            (``"stem/conv/kernel"``, as in ``graph.opened(model).units``), and the name that of a
+            tensor; or the path of a layer (``"stem/conv"``), and the name that of a module, to
+            which ``.weight``, ``.bias``, ``.running_mean`` or ``.running_var`` is added. Names may
+            refer to groups, as in ``r"layer\1.conv"``, or be functions of the ``re.Match``. A pair
+            ``(name, function)`` passes PyTorch's array through the function first, such as to take
+            a third of it; ``None`` leaves a variable as it is. In place of the dict, a function
+            from the path of a variable to the name of a tensor, such a pair, or ``None``.
+
+    Returns:
+        A `Loaded`: paths of the variables that were loaded, and names of the tensors that were not
+        used in ``.skipped``.
+
+    Raises:
+        SelectionError: if a row matches nothing, or no row matches a variable.
+        WeightsError: if the file cannot be read, or a tensor is missing or of another shape.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="dense_1")])
+        >>> state = {"fc1.weight": np.ones((3, 2)), "fc1.bias": np.zeros(3)}
+        >>> print(load_torch(model, state, {r"dense_(\d)": r"fc\1"}))
+        2 loaded
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"load_torch takes a keras.Model; given {type(model).__name__}")
+    if not isinstance(names, Mapping) and not callable(names):
+        raise TypeError(
+            "names= is a dict from Keras paths to names in PyTorch, or a function of a path; "
+            f"given {type(names).__name__}"
+        )
+    found = match(model, read(weights), names)
+    found.assign()
+    return found.loaded()
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Which array goes into which variable; nothing is assigned yet.
+
+    Attributes:
+        pairs: variables and the arrays for them.
+        kept: paths of the variables that are left as they are.
+        unused: names of the tensors in the file that no variable takes.
+    """
+
+    pairs: tuple[tuple[graph.Unit, np.ndarray], ...]
+    kept: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def assign(self) -> None:
+        """Puts the arrays into the variables."""
+        for unit, array in self.pairs:
+            unit.variable.assign(array.astype("float32") if array.dtype.kind == "f" else array)
+
+    def loaded(self) -> Loaded:
+        """The record of it."""
+        paths = tuple(unit.path for unit, _ in self.pairs)
+        return Loaded(loaded=paths, random=self.kept, skipped=self.unused)
+
+
+def match(
+    model: keras.Model, file: Checkpoint, names: Names, *, prefix: str = "", hint: str = ""
+) -> Match:
+    """Finds the array for each variable of a model.
+
+    Args:
+        model: nothing in it is changed.
+        file: the tensors.
+        names: as for `load_torch`.
+        prefix: what stands before each of the names in the file.
+        hint: what to say after the name of the model if it does not fit.
+    """
+    seen = graph.opened(model)
+    table = _rows(seen.units, names)
+    maps = layout.flattened(seen)
+    pairs, kept, used, misfits = [], [], set(), []
+    for unit in seen.units:
+        if table[unit.path] is None:
+            kept.append(unit.path)
+            continue
+        name, change = table[unit.path]
+        name = prefix + name
+        if name not in file.tensors:
+            misfits.append((unit.path, f"no tensor {name!r}; {nearest(name, file.tensors)}"))
+            continue
+        used.add(name)
+        array, problem = _fitted(file.tensors[name], change, unit, maps.get(id(unit.variable)))
+        if problem:
+            misfits.append((unit.path, f"{name!r} {problem}"))
+        else:
+            pairs.append((unit, array))
+    if misfits:
+        path, reason = misfits[0]
+        raise WeightsError(
+            f"{file.name} does not fit {model.name!r}{hint}: {len(pairs)} of "
+            f"{len(pairs) + len(misfits)} weights have their tensor; the first without is "
+            f"{path!r}: {reason}"
+        )
+    unused = [n for n in file.tensors if n not in used]
+    unused.sort(key=lambda n: n.endswith("num_batches_tracked"))  # counters, which say nothing
+    return Match(tuple(pairs), tuple(kept), tuple(file.wrapper + n for n in unused))
+
+
+def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarray, str]:
+    """The array for a variable, and what is wrong with it."""
+    given, shape = array.shape, tuple(unit.variable.shape)
+    if change is not None:
+        array = np.asarray(change(array))
+    array = layout.keras_array(array, unit, maps)
+    if array.shape == shape:
+        return array, ""
+    became = f", {array.shape} here," if array.shape != given else ""
+    return array, f"has shape {given}{became} and it takes {shape}"
+
+
+def _rows(units: tuple[graph.Unit, ...], names: Names) -> dict[str, tuple | None]:
+    """For each path, the tensor's name and the function that the array goes through first."""
+    if callable(names):
+        return {u.path: _row(names(u.path)) for u in units}
+    patterns = [(_compiled(pattern), row) for pattern, row in names.items()]
+    result, hit, without = {}, set(), []
+    for unit in units:
+        layer, _, own = unit.path.rpartition("/")
+        for i, (pattern, row) in enumerate(patterns):
+            found = pattern.fullmatch(unit.path)
+            kind = ""
+            if found is None:
+                found = pattern.fullmatch(layer)
+                kind = f".{layout.KINDS.get(own, '')}"
+            if found is None:
+                continue
+            hit.add(i)
+            if kind == "." and row is not None:
+                raise SelectionError(
+                    f"{unit.path!r} has no counterpart in every module of PyTorch: give names= a "
+                    f"row for this variable itself, before that of {pattern.pattern!r}"
+                )
+            result[unit.path] = _row(row, found, kind)
+            break
+        else:
+            without.append(unit.path)
+    if without:
+        more = f", ... ({len(without)} in all)" if len(without) > _SHOWN else ""
+        raise SelectionError(
+            f"no row of names= is for {', '.join(map(repr, without[:_SHOWN]))}{more}: give each "
+            "variable or layer a name in PyTorch, or None to leave it as it is"
+        )
+    idle = [p.pattern for i, (p, _) in enumerate(patterns) if i not in hit]
+    if idle:
+        paths = {u.path.rpartition("/")[0]: None for u in units}
+        raise SelectionError(
+            f"the row {idle[0]!r} of names= matches nothing that an earlier row does not; "
+            f"{nearest(idle[0], paths)}"
+        )
+    return result
+
+
+def _compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as e:
+        raise SelectionError(f"names= has {pattern!r}, which is no regular expression: {e}") from e
+
+
+def _row(row: Row, found: re.Match | None = None, kind: str = "") -> tuple | None:
+    if row is None:
+        return None
+    name, change = row if isinstance(row, tuple) else (row, None)
+    if found is not None:
+        try:
+            name = name(found) if callable(name) else found.expand(name)
+        except (re.error, IndexError) as e:
+            raise SelectionError(
+                f"the name {name!r} for {found.re.pattern!r} cannot be made: {e}"
+            ) from e
+    if not isinstance(name, str):
+        raise TypeError(f"a name in PyTorch is a string; names= gave {name!r}")
+    return name + kind, change

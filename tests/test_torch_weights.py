@@ -1,0 +1,536 @@
+"""Weights of PyTorch: the same features from the same pixels, every tensor used or named."""
+
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import contracts
+import keras
+import numpy as np
+import pytest
+from conftest import same, snapshot, value
+from networks import Network
+
+import finetune_keras as ftk
+from finetune_keras import SelectionError, WeightsError, graph, heads, select
+
+layers = keras.layers
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALVES = ((0.5,) * 3, (0.5,) * 3)
+
+# What is left over of each besides counters: the classifier.
+LEFT = {
+    "resnet18": {"fc.weight", "fc.bias"},
+    "resnet50": {"fc.weight", "fc.bias"},
+    "convnext_tiny": {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"},
+    "vit_tiny_patch16": {"head.weight", "head.bias"},
+}
+CLASSIFIER = {"classifier.1.weight", "classifier.1.bias"}
+
+
+@pytest.fixture
+def nets():
+    """The networks in PyTorch, where it is installed."""
+    pytest.importorskip("torch")
+    import torch_nets
+
+    return torch_nets
+
+
+def made(nets, name):
+    return nets.randomised(nets.NETWORKS[name]())
+
+
+def arrays(net):
+    return {k: v.numpy() for k, v in net.state_dict().items()}
+
+
+def pixels(size=64, n=2):
+    return np.random.default_rng(1).integers(0, 256, (n, size, size, 3)).astype("float32")
+
+
+def far(found, expected):
+    found = value(found)
+    assert found.shape == expected.shape
+    assert np.abs(expected).max() > 1e-2
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def message(error, call, *args, **kwargs):
+    """What an error says, which is one line."""
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+SLOW = pytest.mark.slow
+FAMILIES = [
+    ("resnet18", 75, {}),
+    ("vgg11", 64, {}),
+    ("mobilenet_v2", 75, {"alpha": 0.35}),
+    ("vit_tiny_patch16", 64, {}),
+    pytest.param("resnet50", 64, {}, marks=SLOW),
+    pytest.param("densenet121", 64, {}, marks=SLOW),
+    pytest.param("efficientnet_b0", 75, {}, marks=SLOW),
+    pytest.param("convnext_tiny", 64, {}, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "options"), FAMILIES)
+def test_features_are_those_of_torch(nets, name, size, options):
+    net, x = made(nets, name), pixels(size)
+    base = ftk.backbone(name, weights=net.state_dict(), **options)
+    expected = nets.features(net, x, *(HALVES if "vit" in name else IMAGENET))
+    assert far(base.model(x, training=False), expected) < 1e-4
+    record, state = base.loaded, net.state_dict()
+    left = {n for n in record.skipped if not n.endswith("num_batches_tracked")}
+    assert left == LEFT.get(name, CLASSIFIER)
+    assert not record.random
+    assert len(record.loaded) == len(base.network.weights)
+    assert set(record.skipped) <= set(state)
+    fused = 4 * 12 if "vit" in name else 0  # query, key and value are one tensor there
+    assert len(record.loaded) + len(record.skipped) == len(state) + fused
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A ResNet-18 in PyTorch, and its features of an image."""
+    pytest.importorskip("torch")
+    import torch_nets
+
+    net = made(torch_nets, "resnet18")
+    return net, torch_nets.features(net, pixels(), *IMAGENET)
+
+
+def test_a_file_of_torch_gives_the_same(small, tmp_path):
+    import torch
+
+    net, expected = small
+    torch.save(net.state_dict(), tmp_path / "resnet18-5c106cde.pth")
+    base = ftk.backbone("resnet18", weights=str(tmp_path / "resnet18-5c106cde.pth"))
+    assert far(base.model(pixels(), training=False), expected) < 1e-4
+    assert "resnet18-5c106cde.pth" in base.source
+    assert base.pretrained
+
+
+def test_safetensors_are_read_without_torch(small, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    net, expected = small
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(arrays(net), path)
+    if keras.backend.backend() != "torch":
+        monkeypatch.setitem(sys.modules, "torch", None)
+    base = ftk.backbone("resnet18", weights=path)
+    assert far(base.model(pixels(), training=False), expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "best": 0.9},
+        lambda s: (
+            {f"backbone.{k}": v for k, v in s.items() if "fc" not in k}
+            | {"head.0.weight": s["fc.weight"]}
+        ),
+        lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
+        lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    ],
+    ids=["state_dict", "model and module", "backbone and head", "lightning", "half"],
+)
+def test_checkpoints_as_training_scripts_save_them(small, tmp_path, wrap):
+    import torch
+
+    net, expected = small
+    torch.save(wrap(net.state_dict()), tmp_path / "checkpoint.pt")
+    base = ftk.backbone("resnet18", weights=tmp_path / "checkpoint.pt")
+    assert far(base.model(pixels(), training=False), expected) < 1e-2  # of half precision
+    left = [n for n in base.loaded.skipped if not n.endswith("num_batches_tracked")]
+    assert left
+    assert all("fc" in n or "head" in n for n in left)
+
+
+def test_names_of_old_densenets(nets):
+    net = made(nets, "densenet121")
+    old = {}
+    for name, array in arrays(net).items():
+        inside = "denselayer" in name
+        for part in ("norm1", "norm2", "conv1", "conv2") if inside else ():
+            name = name.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.")
+        old[name] = array
+    base = ftk.backbone("densenet121", weights=old)
+    kernel = base.network.get_layer("conv3_block2_1_conv").kernel
+    torch_kernel = arrays(net)["features.denseblock2.denselayer2.conv1.weight"]
+    same(kernel, torch_kernel.transpose(2, 3, 1, 0), atol=0)
+
+
+def test_the_backbone_passes_the_contracts(nets):
+    net = made(nets, "resnet18")
+
+    def make():
+        # Channels scaled alike, so that a grey image may give what it gives as RGB.
+        base = ftk.backbone(
+            "resnet18",
+            weights=net.state_dict(),
+            input_shape=(32, 32, 3),
+            preprocessing=layers.Rescaling(1 / 127.5, -1),
+        )
+        return base, lambda x: nets.features(net, x, *HALVES)
+
+    trial = contracts.Trial(Network("resnet18", "torch", make, top=255.0))
+    results = {name: contracts.run(name, trial) for name in contracts.CONTRACTS}
+    nothing = {"remat": ("", "")}  # no transformer
+    yes = dict.fromkeys(contracts.CONTRACTS, ("yes", ""))
+    assert results == yes | nothing
+
+
+def test_the_rate_suits_what_learns(small):
+    base = ftk.backbone("resnet18", weights=small[0].state_dict(), input_shape=(64, 64, 3))
+    opened = ftk.build(base, heads.Classification(2))
+    assert float(value(opened.optimizer.learning_rate)) == pytest.approx(1e-5)
+    frozen = ftk.build(base, heads.Classification(2), freeze=select.backbone())
+    assert float(value(frozen.optimizer.learning_rate)) == pytest.approx(1e-3)
+
+
+def test_a_whole_model_is_not_unpickled(nets, tmp_path):
+    import torch
+
+    torch.save(nets.vgg11(), tmp_path / "whole.pth")
+    said = message(WeightsError, ftk.backbone, "vgg11", weights=tmp_path / "whole.pth")
+    assert "model.state_dict()" in said
+    assert "torch_nets.Features" in said
+
+
+def test_a_pickle_that_runs_code_does_not(tmp_path):
+    pytest.importorskip("torch")
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb()}))
+    message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "bomb.pth")
+    assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_a_torn_file_is_named(small, tmp_path, ending):
+    import torch
+
+    path = tmp_path / f"torn{ending}"
+    if ending == ".pth":
+        torch.save(small[0].state_dict(), path)
+    else:
+        pytest.importorskip("safetensors.numpy").save_file(arrays(small[0]), path)
+    path.write_bytes(path.read_bytes()[:-20000])
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=path)
+    assert f"torn{ending}" in said
+    assert "whole" in said
+    path.write_bytes(b"")
+    assert "whole" in message(WeightsError, ftk.backbone, "resnet18", weights=path)
+
+
+def test_a_missing_file_names_what_is_there(tmp_path):
+    (tmp_path / "resnet18-f37072fd.pth").touch()
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "resnet18.pth")
+    assert "did you mean 'resnet18-f37072fd.pth'?" in said
+
+
+def test_without_torch_the_error_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").touch()
+    monkeypatch.setitem(sys.modules, "torch", None)
+    said = message(ImportError, ftk.backbone, "resnet18", weights=tmp_path / "a.pth")
+    assert "finetune_keras[torch]" in said
+
+
+def shapes(deep: int, stages=(2, 2, 2, 2)):
+    """A state dict of a ResNet without deep blocks, of zeros."""
+    state, before = {"conv1.weight": np.zeros((64, 3, 7, 7), "float32")}, 64
+
+    def norm(name, n):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.{part}"] = np.zeros(n, "float32")
+
+    norm("bn1", 64)
+    for stage, count in enumerate(stages, 1):
+        width = 32 * 2**stage
+        for i in range(count):
+            place = f"layer{stage}.{i}"
+            state[f"{place}.conv1.weight"] = np.zeros((width, before, 3, 3), "float32")
+            state[f"{place}.conv2.weight"] = np.zeros((width, width, 3, 3), "float32")
+            norm(f"{place}.bn1", width)
+            norm(f"{place}.bn2", width)
+            if before != width:
+                short = np.zeros((width, before, 1, 1), "float32")
+                state[f"{place}.downsample.0.weight"] = short
+                norm(f"{place}.downsample.1", width)
+            before = width
+    return state
+
+
+def test_another_architecture_is_named():
+    small, large = shapes(0), shapes(0, (3, 4, 6, 3))
+    said = message(WeightsError, ftk.backbone, "resnet34", weights=small)
+    assert "100 of 180 weights have their tensor" in said
+    assert "no tensor 'layer1.2.conv1.weight'" in said
+    assert "it looks like 'resnet18'" in said
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=large)
+    assert "80 of its tensors have no place" in said
+    assert "it looks like 'resnet34'" in said
+    said = message(WeightsError, ftk.backbone, "vgg16", weights=small)
+    assert "it looks like 'resnet18'" in said
+    wide = small | {"layer2.0.conv1.weight": np.zeros((256, 64, 3, 3), "float32")}
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=wide)
+    assert "'layer2.0.conv1.weight' has shape (256, 64, 3, 3), (3, 3, 64, 256) here" in said
+    assert "takes (3, 3, 64, 128)" in said
+
+
+def test_names_and_files_that_do_not_go_together(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "mystery.safetensors"
+    safetensors.save_file(shapes(0), path)
+    said = message(WeightsError, ftk.backbone, path)
+    assert f"backbone('resnet18', weights={str(path)!r})" in said
+    said = message(WeightsError, ftk.backbone, "resnet18")
+    assert "weights=<path of a .pth" in said
+    said = message(WeightsError, ftk.backbone, "xception", weights=path)
+    assert "load_torch" in said
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=path, input_shape=(64, 64, 1))
+    assert "in_channels=1" in said
+    said = message(TypeError, ftk.backbone, "resnet18", weights=path, alpha=2)
+    assert "takes no alpha=" in said
+    said = message(ValueError, ftk.backbone, "letters_resnet", weights=path)
+    assert "weights of PyTorch" in said
+    said = message(ValueError, ftk.backbone, "resnet8", weights=path)
+    assert "resnet18" in said
+    said = message(WeightsError, ftk.backbone, "resnet18", weights={"epoch": 3, "args": "x"})
+    assert "'epoch', 'args'" in said
+
+
+def test_batch_normalised_vgg_is_refused_by_name():
+    state = {"features.0.weight": np.zeros((64, 3, 3, 3)), "features.1.weight": np.zeros(64)}
+    kernels = {f"features.{3 * i}.weight": np.zeros((8, 8, 3, 3)) for i in range(1, 8)}
+    said = message(WeightsError, ftk.backbone, "vgg11", weights=state | kernels)
+    assert "it looks like 'vgg11_bn', which Keras does not have" in said
+
+
+def test_a_vision_transformer_has_the_size_of_its_positions(nets):
+    state = nets.NETWORKS["vit_tiny_patch16"]().state_dict()
+    base = ftk.backbone("vit_tiny_patch16_224", weights=state)
+    assert base.model.input_shape == (None, 64, 64, 3)
+    said = message(
+        WeightsError, ftk.backbone, "vit_ti_16", weights=state, input_shape=(224, 224, 3)
+    )
+    assert "64 x 64" in said
+    assert "Resizing(64, 64)" in said
+
+
+# A network of one's own.
+
+
+def own():
+    """One of each kind of layer that has another order of axes in PyTorch."""
+    images = keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(images)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="depthwise")(x)
+    x = layers.BatchNormalization(epsilon=1e-5, name="norm")(x)
+    x = layers.ReLU()(x)
+    x = layers.Conv2D(8, 3, padding="same", groups=2, name="grouped")(x)
+    x = layers.SeparableConv2D(6, 3, padding="same", name="separable")(x)
+    x = layers.Conv2DTranspose(4, 2, strides=2, name="up")(x)
+    x = layers.MaxPooling2D(4)(x)
+    x = layers.Flatten()(x)
+    x = layers.BatchNormalization(epsilon=1e-5, name="flat_norm")(x)
+    x = layers.ReLU()(x)
+    x = layers.Dense(6, name="fc1")(x)
+    words = keras.Input((5,), dtype="int32", name="words")
+    y = layers.Embedding(11, 6, name="embed")(words)
+    y = layers.MultiHeadAttention(2, 3, name="attention")(y, y)
+    y = layers.LayerNormalization(epsilon=1e-5, name="layer_norm")(y)
+    y = layers.GlobalAveragePooling1D()(y)
+    return keras.Model([images, words], layers.Dense(3, name="fc2")(layers.Add()([x, y])))
+
+
+def own_in_torch():
+    from torch import nn
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+            self.depthwise = nn.Conv2d(4, 8, 3, padding=1, groups=4)
+            self.norm = nn.BatchNorm2d(8)
+            self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+            self.sep_depth = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+            self.sep_point = nn.Conv2d(8, 6, 1)
+            self.up = nn.ConvTranspose2d(6, 4, 2, 2)
+            self.flat_norm = nn.BatchNorm1d(64)
+            self.fc1 = nn.Linear(64, 6)
+            self.embed = nn.Embedding(11, 6)
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.layer_norm = nn.LayerNorm(6)
+            self.fc2 = nn.Linear(6, 3)
+
+        def forward(self, images, words):
+            x = self.grouped(self.norm(self.depthwise(self.conv(images))).relu())
+            x = self.up(self.sep_point(self.sep_depth(x)))
+            x = nn.functional.max_pool2d(x, 4).flatten(1)
+            x = self.fc1(self.flat_norm(x).relu())
+            y = self.embed(words)
+            y = self.layer_norm(self.attention(y, y, y)[0]).mean(1)
+            return self.fc2(x + y)
+
+    return Own()
+
+
+def third(i):
+    return lambda array: np.split(array, 3)[i]
+
+
+OWN = {
+    r"separable/depthwise_kernel": "sep_depth.weight",
+    r"separable/pointwise_kernel": "sep_point.weight",
+    r"separable/bias": "sep_point.bias",
+    **{
+        f"attention/{name}/{kind}": (f"attention.in_proj_{torch_kind}", third(i))
+        for i, name in enumerate(("query", "key", "value"))
+        for kind, torch_kind in (("kernel", "weight"), ("bias", "bias"))
+    },
+    r"attention/attention_output": "attention.out_proj",
+    r"(\w+)": r"\1",
+}
+
+
+def test_a_network_of_ones_own(nets):
+    import torch
+
+    net = nets.randomised(own_in_torch())
+    model = own()
+    record = ftk.load_torch(model, net.state_dict(), OWN)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    words = rng.integers(0, 11, (2, 5)).astype("int32")
+    with torch.no_grad():
+        expected = net(
+            torch.tensor(images.transpose(0, 3, 1, 2)), torch.tensor(words.astype("int64"))
+        ).numpy()
+    same(model([images, words], training=False), expected, atol=1e-5)
+    assert set(record.loaded) == set(snapshot(model))
+    assert set(record.skipped) == {
+        "norm.num_batches_tracked",
+        "flat_norm.num_batches_tracked",
+    }
+
+
+def test_the_guide_to_it_works(nets, tmp_path, monkeypatch):
+    import torch
+
+    net = nets.randomised(nets.ResNet20())
+    state = {f"module.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "resnet20-12fca82f.th")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "torch-weights.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(next(b for b in blocks if "load_torch" in b), found)
+    expected = nets.features(net, pixels(32), *IMAGENET)
+    scaled = (pixels(32) / 255 - IMAGENET[0]) / IMAGENET[1]
+    assert far(found["model"](scaled.astype("float32"), training=False), expected) < 1e-4
+    steps = found["base"].preprocessing
+    same(steps[0](pixels(32)), scaled, atol=1e-5)
+    assert len(found["record"].loaded) == len(found["model"].weights)
+
+
+def tiny():
+    """A convolution, a normalisation and a dense layer, and their tensors."""
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            layers.Conv2D(2, 3, name="block1_conv"),
+            layers.BatchNormalization(name="block1_bn"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(2, name="classes"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    shapes = {
+        "module.body.1.conv.weight": (2, 3, 3, 3),
+        "module.body.1.conv.bias": (2,),
+        "module.body.1.bn.weight": (2,),
+        "module.body.1.bn.bias": (2,),
+        "module.body.1.bn.running_mean": (2,),
+        "module.body.1.bn.running_var": (2,),
+        "module.head.weight": (2, 2),
+        "module.head.bias": (2,),
+    }
+    return model, {k: rng.uniform(1, 2, s).astype("float32") for k, s in shapes.items()}
+
+
+TINY = {r"block(\d)_(\w+)": r"body.\1.\2", "classes": "head"}
+
+
+def test_square_kernels_are_turned_and_names_may_be_functions():
+    model, state = tiny()
+    ftk.load_torch(model, state, TINY)
+    same(model.get_layer("classes").kernel, state["module.head.weight"].T, atol=0)
+    other, _ = tiny()
+    table = {r"block(\d)_(\w+)": lambda m: f"body.{int(m[1])}.{m[2]}", "classes": "head"}
+    ftk.load_torch(other, state, table)
+    paths = {u.path: u.path for u in graph.opened(other).units}
+    by_path, _ = tiny()
+    kinds = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+    kinds |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
+
+    def name(path):
+        layer, kind = paths[path].split("/")
+        return f"{layer.replace('block1_', 'body.1.').replace('classes', 'head')}.{kinds[kind]}"
+
+    ftk.load_torch(by_path, state, name)
+    for a, b, c in zip(model.weights, other.weights, by_path.weights, strict=True):
+        same(a, b, atol=0)
+        same(a, c, atol=0)
+
+
+def test_none_leaves_a_variable_as_it_is():
+    model, state = tiny()
+    before = snapshot(model)
+    record = ftk.load_torch(model, state, {"classes": None, **TINY})
+    after = snapshot(model)
+    assert np.array_equal(before["classes/kernel"], after["classes/kernel"])
+    assert not np.array_equal(before["block1_bn/gamma"], after["block1_bn/gamma"])
+    assert record.random == ("classes/kernel", "classes/bias")
+    assert record.skipped == ("module.head.weight", "module.head.bias")
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "error", "says"),
+    [
+        ({"classes": "head"}, {}, SelectionError, "'block1_conv/kernel', 'block1_conv/bias'"),
+        ({**TINY, "clases": "head"}, {}, SelectionError, "did you mean 'classes'?"),
+        ({"classes": "haed", **TINY}, {}, WeightsError, "did you mean 'head.weight'"),
+        ({"(": "head", **TINY}, {}, SelectionError, "no regular expression"),
+        ({r"block(\d)_(\w+)": r"body.\7", "classes": "head"}, {}, SelectionError, "cannot be made"),
+        (TINY, {"module.head.weight": (3, 2)}, WeightsError, "(3, 2), (2, 3) here, and it takes"),
+        (TINY, {"module.body.1.bn.bias": (4,)}, WeightsError, "7 of 8 weights"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(names, change, error, says):
+    model, state = tiny()
+    before = snapshot(model)
+    state |= {k: np.ones(shape, "float32") for k, shape in change.items()}
+    assert says in message(error, ftk.load_torch, model, state, names)
+    after = snapshot(model)
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+
+
+def test_what_load_torch_takes():
+    model, state = tiny()
+    assert "dict from Keras paths" in message(TypeError, ftk.load_torch, model, state, "head")
+    assert "keras.Model" in message(TypeError, ftk.load_torch, layers.Dense(2), state, TINY)
+    scale = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="d"), layers.PReLU(name="p")])
+    said = message(SelectionError, ftk.load_torch, scale, state, {r"d|p": "head"})
+    assert "'p/alpha'" in said
