@@ -61,7 +61,9 @@ def same(found, expected, to=1e-5):
     np.testing.assert_allclose(value(found), value(expected), atol=to, rtol=to)
 
 
-FAST = ("ResNet", "ViT", "BERT", "GPT-2", "HGNetV2", "Whisper")
+# On JAX each new shape is compiled.
+FAST = ("ResNet", "ViT", "BERT", "GPT-2", "HGNetV2", "Whisper") if EAGERLY else ("BERT",)
+few = () if EAGERLY else pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,7 @@ def load(
         layers = {x.name for x in network.layers}
         network, dropped = models.cut(network, cut_at)
         dropped = tuple(n for n in dropped if n in layers)  # not the operations between them
-    found = intake.intake(
-        where, shown, network.inputs, sequence_length=sequence_length, limit=limit
-    )
+    found = intake.intake(where, shown, network, sequence_length=sequence_length, limit=limit)
     random = ", weights=None" if weights is None else ""
     more = "".join(f", {k}={v!r}" for k, v in options.items() if k != "dtype")
     note = f", {found.note}" if found.note else ""
@@ -145,7 +143,7 @@ def preprocessor(model: keras.Model, *, sequence_length: int | None = None) -> A
     if sequence_length is None and told:
         sequence_length = int(told[1])
     where = checkpoints.located(shown, weights=False)
-    made = intake.intake(where, shown, model.inputs, sequence_length=sequence_length)
+    made = intake.intake(where, shown, model, sequence_length=sequence_length)
     if made.preprocessor is None:
         raise ValueError(f"the preset {shown!r} of the model {model.name!r} has no preprocessor")
     return made.preprocessor
