@@ -63,7 +63,7 @@ def same(found, expected, to=1e-5):
 
 # On JAX each new shape is compiled.
 FAST = ("ResNet", "ViT", "BERT", "GPT-2", "HGNetV2", "Whisper") if EAGERLY else ("BERT",)
-few = () if EAGERLY else pytest.mark.slow
+costly = pytest.mark.slow if not EAGERLY else lambda test: test
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,7 @@ def test_every_efficientnet_takes_a_shape(tmp_path):
     assert base.preprocessor is None
 
 
+@costly
 def test_position_embeddings_keep_their_size(tmp_path):
     zoo._vit().save_to_preset(str(tmp_path))
     with pytest.raises(ValueError, match=r"is for images of \(32, 32, 3\) and cannot take") as e:
@@ -240,6 +241,7 @@ def test_checkpoint_of_timm(tmp_path):
     assert len(base.blocks) == 9
 
 
+@costly
 def test_pixels_of_a_vit_of_hugging_face(tmp_path):
     """KerasHub reads no image processor for it."""
     config = {
@@ -275,6 +277,7 @@ def test_pixels_of_a_vit_of_hugging_face(tmp_path):
     assert base.preprocessor(images[:, :20, :20]).shape == (2, 32, 32, 3)
 
 
+@costly
 def test_strings_for_a_decoder_and_for_an_encoder(tmp_path):
     import keras_hub
 
@@ -375,8 +378,9 @@ def test_a_folder_in_the_way_of_a_preset_is_the_folder(bert, monkeypatch, tmp_pa
 
 def test_keras_names_are_known_without_keras_hub(monkeypatch):
     monkeypatch.setattr(presets, "names", lambda: pytest.fail("asked KerasHub"))
-    backbone("mobilenet", weights=None, input_shape=(32, 32, 3), alpha=0.25)
     backbone("letters_resnet")
+    with pytest.raises(TypeError, match="takes no alpha="):
+        backbone("ResNet-50", alpha=1)
 
 
 def test_nearest_names_of_both_kinds():
