@@ -59,7 +59,9 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     have = sorted(p.name for p in folder.iterdir())
     listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
     if "config.json" not in have:
-        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}")
+        file = next((n for n in have if n.endswith((".keras", ".h5"))), None)
+        meant = f"; or name the file, as {os.path.join(shown, file)!r}" if file else ""
+        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}{meant}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
