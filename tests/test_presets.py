@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import warnings
 
 import checkpoints
@@ -115,6 +116,10 @@ def test_strings_to_predictions(bert, tmp_path):
     again = ftk.load(path)
     found = ftk.preprocessor(again)
     assert found.sequence_length == 8
+    moved_to = shutil.copytree(folder, tmp_path / "moved")
+    assert ftk.preprocessor(again, source=moved_to, sequence_length=5).sequence_length == 5
+    with pytest.raises(ValueError, match="there is no preset 'gone', which .* source= its folder"):
+        ftk.preprocessor(again, source="gone")
     expected = model.predict(base.preprocessor(TEXTS), verbose=0)
     same(again.predict(found(TEXTS), verbose=0), expected)
     assert {p[0].name for p in ftk.predict(again, found(TEXTS))} <= {"bad", "good"}
@@ -410,6 +415,9 @@ def test_without_a_network(monkeypatch):
     said = r"'bert_tiny_en_uncased' cannot be downloaded \(no connection to api.kaggle.com\): .*"
     said += r"kagglehub.model_download\('keras/bert/keras/bert_tiny_en_uncased/\d+'\) .* its path"
     assert re.fullmatch(said, str(e.value))
+    offline(monkeypatch, OSError("404 Client Error: no repository me/bert"))
+    with pytest.raises(WeightsError, match="KerasHub cannot load 'hf://me/bert': 404"):
+        backbone("hf://me/bert")
     offline(monkeypatch, ValueError("Preset hf://me/bert has no config.json."))
     with pytest.raises(WeightsError, match=r"huggingface_hub.snapshot_download\('me/bert'\)"):
         backbone("hf://me/bert")
@@ -461,6 +469,14 @@ def torn(folder):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def unpacked(folder):
+    import zipfile
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.save(folder.parent / "own.keras")
+    zipfile.ZipFile(folder.parent / "own.keras").extractall(folder)
+
+
 def unregistered(folder):
     config(folder, registered_name="mine>Net", class_name="Net", module="mine", config={})
     (folder / "model.weights.h5").write_bytes(b"")
@@ -481,6 +497,7 @@ def unregistered(folder):
         (lost_shard, r"has no model-00001-of-00002.safetensors, which its"),
         (no_pooler, r"KerasHub cannot load .*pooler.dense.weight"),
         (torn, r"KerasHub cannot load"),
+        (unpacked, r"holds a model of Keras, as an unpacked .keras file does"),
         (unregistered, r"KerasHub cannot load .*mine>Net"),
     ],
 )

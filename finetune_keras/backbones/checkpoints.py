@@ -72,6 +72,12 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
         raise WeightsError(
             f"config.json in {shown!r} has none of {', '.join(map(repr, kinds))}; {_FORMATS}"
         )
+    plain = config.get("class_name") in ("Sequential", "Functional")
+    if kind == "registered_name" and plain:
+        raise WeightsError(
+            f"the folder {shown!r} holds a model of Keras, as an unpacked .keras file does, and no "
+            "preset: pass the .keras file"
+        )
     if not weights:
         return
     whole, index = ("model.weights.h5", "model.weights.json")
@@ -135,8 +141,11 @@ def reworded(shown: str, where: str, error: Exception) -> Exception:
 
 def _is_offline(error: BaseException) -> bool:
     """Whether nothing could be fetched; KerasHub says "has no config.json" of Hugging Face then."""
-    missing = isinstance(error, FileNotFoundError) or "Unexpected" in str(error)
-    return (isinstance(error, OSError) or "has no config.json" in str(error)) and not missing
+    text = str(error)
+    answered = (
+        isinstance(error, FileNotFoundError) or "Unexpected" in text or "Client Error" in text
+    )
+    return (isinstance(error, OSError) or "has no config.json" in text) and not answered
 
 
 def _elsewhere(where: str) -> str:
