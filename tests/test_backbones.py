@@ -366,7 +366,7 @@ def test_imagenet_without_network_names_the_file_and_the_argument(offline):
             "did you mean 'block1_out'",
         ),
         (lambda d: backbone(d / "none.keras"), WeightsError, "no file"),
-        (lambda d: backbone(d), WeightsError, "is a folder"),
+        (lambda d: backbone(d), WeightsError, "the folder .* has .*; or name the file, as"),
         (
             lambda d: backbone(d / "mine.weights.h5"),
             WeightsError,

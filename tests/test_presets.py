@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import warnings
 
 import checkpoints
@@ -61,7 +62,9 @@ def same(found, expected, to=1e-5):
     np.testing.assert_allclose(value(found), value(expected), atol=to, rtol=to)
 
 
-FAST = ("ResNet", "ViT", "BERT", "GPT-2", "HGNetV2", "Whisper")
+# On JAX each new shape is compiled.
+FAST = ("ResNet", "ViT", "BERT", "GPT-2", "HGNetV2", "Whisper") if EAGERLY else ("BERT",)
+costly = pytest.mark.slow if not EAGERLY else lambda test: test
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,10 @@ def test_strings_to_predictions(bert, tmp_path):
     again = ftk.load(path)
     found = ftk.preprocessor(again)
     assert found.sequence_length == 8
+    moved_to = shutil.copytree(folder, tmp_path / "moved")
+    assert ftk.preprocessor(again, source=moved_to, sequence_length=5).sequence_length == 5
+    with pytest.raises(ValueError, match="there is no preset 'gone', which .* source= its folder"):
+        ftk.preprocessor(again, source="gone")
     expected = model.predict(base.preprocessor(TEXTS), verbose=0)
     same(again.predict(found(TEXTS), verbose=0), expected)
     assert {p[0].name for p in ftk.predict(again, found(TEXTS))} <= {"bad", "good"}
@@ -170,6 +177,7 @@ def test_every_efficientnet_takes_a_shape(tmp_path):
     assert base.preprocessor is None
 
 
+@costly
 def test_position_embeddings_keep_their_size(tmp_path):
     zoo._vit().save_to_preset(str(tmp_path))
     with pytest.raises(ValueError, match=r"is for images of \(32, 32, 3\) and cannot take") as e:
@@ -238,6 +246,7 @@ def test_checkpoint_of_timm(tmp_path):
     assert len(base.blocks) == 9
 
 
+@costly
 def test_pixels_of_a_vit_of_hugging_face(tmp_path):
     """KerasHub reads no image processor for it."""
     config = {
@@ -273,6 +282,7 @@ def test_pixels_of_a_vit_of_hugging_face(tmp_path):
     assert base.preprocessor(images[:, :20, :20]).shape == (2, 32, 32, 3)
 
 
+@costly
 def test_strings_for_a_decoder_and_for_an_encoder(tmp_path):
     import keras_hub
 
@@ -373,8 +383,9 @@ def test_a_folder_in_the_way_of_a_preset_is_the_folder(bert, monkeypatch, tmp_pa
 
 def test_keras_names_are_known_without_keras_hub(monkeypatch):
     monkeypatch.setattr(presets, "names", lambda: pytest.fail("asked KerasHub"))
-    backbone("mobilenet", weights=None, input_shape=(32, 32, 3), alpha=0.25)
     backbone("letters_resnet")
+    with pytest.raises(TypeError, match="takes no alpha="):
+        backbone("ResNet-50", alpha=1)
 
 
 def test_nearest_names_of_both_kinds():
@@ -404,6 +415,9 @@ def test_without_a_network(monkeypatch):
     said = r"'bert_tiny_en_uncased' cannot be downloaded \(no connection to api.kaggle.com\): .*"
     said += r"kagglehub.model_download\('keras/bert/keras/bert_tiny_en_uncased/\d+'\) .* its path"
     assert re.fullmatch(said, str(e.value))
+    offline(monkeypatch, OSError("404 Client Error: no repository me/bert"))
+    with pytest.raises(WeightsError, match="KerasHub cannot load 'hf://me/bert': 404"):
+        backbone("hf://me/bert")
     offline(monkeypatch, ValueError("Preset hf://me/bert has no config.json."))
     with pytest.raises(WeightsError, match=r"huggingface_hub.snapshot_download\('me/bert'\)"):
         backbone("hf://me/bert")
@@ -455,6 +469,14 @@ def torn(folder):
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def unpacked(folder):
+    import zipfile
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    model.save(folder.parent / "own.keras")
+    zipfile.ZipFile(folder.parent / "own.keras").extractall(folder)
+
+
 def unregistered(folder):
     config(folder, registered_name="mine>Net", class_name="Net", module="mine", config={})
     (folder / "model.weights.h5").write_bytes(b"")
@@ -475,6 +497,7 @@ def unregistered(folder):
         (lost_shard, r"has no model-00001-of-00002.safetensors, which its"),
         (no_pooler, r"KerasHub cannot load .*pooler.dense.weight"),
         (torn, r"KerasHub cannot load"),
+        (unpacked, r"holds a model of Keras, as an unpacked .keras file does"),
         (unregistered, r"KerasHub cannot load .*mine>Net"),
     ],
 )

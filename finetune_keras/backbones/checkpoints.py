@@ -59,7 +59,9 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     have = sorted(p.name for p in folder.iterdir())
     listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
     if "config.json" not in have:
-        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}")
+        file = next((n for n in have if n.endswith((".keras", ".h5"))), None)
+        meant = f"; or name the file, as {os.path.join(shown, file)!r}" if file else ""
+        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}{meant}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -69,6 +71,12 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     if kind is None:
         raise WeightsError(
             f"config.json in {shown!r} has none of {', '.join(map(repr, kinds))}; {_FORMATS}"
+        )
+    plain = config.get("class_name") in ("Sequential", "Functional")
+    if kind == "registered_name" and plain:
+        raise WeightsError(
+            f"the folder {shown!r} holds a model of Keras, as an unpacked .keras file does, and no "
+            "preset: pass the .keras file"
         )
     if not weights:
         return
@@ -133,8 +141,11 @@ def reworded(shown: str, where: str, error: Exception) -> Exception:
 
 def _is_offline(error: BaseException) -> bool:
     """Whether nothing could be fetched; KerasHub says "has no config.json" of Hugging Face then."""
-    missing = isinstance(error, FileNotFoundError) or "Unexpected" in str(error)
-    return (isinstance(error, OSError) or "has no config.json" in str(error)) and not missing
+    text = str(error)
+    answered = (
+        isinstance(error, FileNotFoundError) or "Unexpected" in text or "Client Error" in text
+    )
+    return (isinstance(error, OSError) or "has no config.json" in text) and not answered
 
 
 def _elsewhere(where: str) -> str:

@@ -18,10 +18,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from finetune_keras import graph
 from finetune_keras._errors import WeightsError, sentence
 from finetune_keras.backbones import preprocessing
 
-__all__ = ["Intake", "Prompts", "intake", "reads_text"]
+__all__ = ["Intake", "Prompts", "Waves", "intake", "reads_text"]
 
 # Numbers of Pillow's filters, as Hugging Face writes them.
 _FILTERS = {0: "nearest", 1: "lanczos3", 2: "bilinear", 3: "bicubic"}
@@ -70,6 +71,23 @@ class Prompts:
         return {name: found[name] for name in self.names}
 
 
+class Waves:
+    """Waves to the features that an audio network reads, by the name of its input.
+
+    Args:
+        converter: KerasHub's audio converter.
+        name: of the network's input.
+    """
+
+    def __init__(self, converter: Any, name: str):
+        self.converter = converter
+        self.name = name
+
+    def __call__(self, waves: Any) -> dict[str, Any]:
+        """Floats of shape ``(batch, samples)`` to features ``(batch, frames, channels)``."""
+        return {self.name: self.converter(waves)}
+
+
 def reads_text(inputs: Sequence[keras.KerasTensor]) -> bool:
     """Whether a network with these inputs takes tokens."""
     return any(t.name.endswith("token_ids") for t in inputs)
@@ -78,17 +96,17 @@ def reads_text(inputs: Sequence[keras.KerasTensor]) -> bool:
 def intake(
     where: str,
     shown: str,
-    inputs: Sequence[keras.KerasTensor],
+    network: keras.Model,
     *,
     sequence_length: int | None = None,
     limit: int | None = None,
 ) -> Intake:
-    """The preset's own preprocessing for a network with these inputs.
+    """The preset's own preprocessing for a network, or for a model that is built on it.
 
     Args:
         where: the preset, as KerasHub takes it.
         shown: the same as the user gave it.
-        inputs: of the network.
+        network: the one that takes what comes out.
         sequence_length: of tokens; by default what the preset says.
         limit: of the network, in tokens.
 
@@ -97,13 +115,14 @@ def intake(
         ValueError: if it is more than the network takes.
         TypeError: if it is given and the network takes no tokens.
     """
+    inputs = network.inputs
     if reads_text(inputs):
         return _text(where, shown, inputs, sequence_length, limit)
     if sequence_length is not None:
         raise TypeError(f"{shown!r} takes no sequence_length=: its inputs are not tokens")
     if len(inputs) == 1 and len(inputs[0].shape) == 4:
         return _images(where, shown, inputs[0])
-    return _audio(where, shown, inputs)
+    return _audio(where, shown, network)
 
 
 def _images(where: str, shown: str, image: keras.KerasTensor) -> Intake:
@@ -218,9 +237,10 @@ def _tokens(where: str, inputs: Sequence[keras.KerasTensor], length, limit) -> t
     return None, 0
 
 
-def _audio(where: str, shown: str, inputs: Sequence[keras.KerasTensor]) -> Intake:
+def _audio(where: str, shown: str, network: keras.Model) -> Intake:
     import keras_hub
 
+    inputs = network.inputs
     try:
         converter = keras_hub.layers.AudioConverter.from_preset(where)
     except Exception as e:
@@ -233,7 +253,8 @@ def _audio(where: str, shown: str, inputs: Sequence[keras.KerasTensor]) -> Intak
             f"the audio converter of {shown!r} does not give all of "
             f"{', '.join(t.name for t in inputs)}: .preprocessor is None"
         )
-    return Intake((), converter)
+    named = isinstance(graph.ends(network)[0], dict)
+    return Intake((), Waves(converter, inputs[0].name) if named else converter)
 
 
 def _nothing(why: str) -> Intake:

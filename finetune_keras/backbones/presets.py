@@ -99,9 +99,7 @@ def load(
         layers = {x.name for x in network.layers}
         network, dropped = models.cut(network, cut_at)
         dropped = tuple(n for n in dropped if n in layers)  # not the operations between them
-    found = intake.intake(
-        where, shown, network.inputs, sequence_length=sequence_length, limit=limit
-    )
+    found = intake.intake(where, shown, network, sequence_length=sequence_length, limit=limit)
     random = ", weights=None" if weights is None else ""
     more = "".join(f", {k}={v!r}" for k, v in options.items() if k != "dtype")
     note = f", {found.note}" if found.note else ""
@@ -115,7 +113,12 @@ def load(
     )
 
 
-def preprocessor(model: keras.Model, *, sequence_length: int | None = None) -> Any:
+def preprocessor(
+    model: keras.Model,
+    *,
+    source: str | os.PathLike | None = None,
+    sequence_length: int | None = None,
+) -> Any:
     """The preprocessor that belongs to a model built on a preset, found again by its record.
 
     A file holds the network and not the tokenizer. This is `Backbone.preprocessor` of the preset
@@ -123,6 +126,7 @@ def preprocessor(model: keras.Model, *, sequence_length: int | None = None) -> A
 
     Args:
         model: built by `build` on a preset of KerasHub, or loaded.
+        source: of the preset now, where its folder has moved; by default what the record says.
         sequence_length: of tokens; by default as the backbone was made with.
 
     Returns:
@@ -144,8 +148,14 @@ def preprocessor(model: keras.Model, *, sequence_length: int | None = None) -> A
     told = re.search(r"sequence_length=(\d+)", rest)
     if sequence_length is None and told:
         sequence_length = int(told[1])
+    shown = shown if source is None else str(source)
+    if not is_location(shown) and find(shown) is None:
+        raise ValueError(
+            f"there is no preset {shown!r}, which the model {model.name!r} was built on: pass "
+            "source= its folder, name or handle"
+        )
     where = checkpoints.located(shown, weights=False)
-    made = intake.intake(where, shown, model.inputs, sequence_length=sequence_length)
+    made = intake.intake(where, shown, model, sequence_length=sequence_length)
     if made.preprocessor is None:
         raise ValueError(f"the preset {shown!r} of the model {model.name!r} has no preprocessor")
     return made.preprocessor
