@@ -98,11 +98,11 @@ def test_features_are_those_of_torch(nets, name, size, options):
 
 @pytest.fixture(scope="module")
 def small():
-    """A ResNet-18 in PyTorch, and its features of an image."""
+    """A VGG-11 in PyTorch, and its features of an image."""
     pytest.importorskip("torch")
     import torch_nets
 
-    net = made(torch_nets, "resnet18")
+    net = made(torch_nets, "vgg11")
     return net, torch_nets.features(net, pixels(), *IMAGENET)
 
 
@@ -110,10 +110,10 @@ def test_a_file_of_torch_gives_the_same(small, tmp_path):
     import torch
 
     net, expected = small
-    torch.save(net.state_dict(), tmp_path / "resnet18-5c106cde.pth")
-    base = ftk.backbone("resnet18", weights=str(tmp_path / "resnet18-5c106cde.pth"))
+    torch.save(net.state_dict(), tmp_path / "vgg11-8a719046.pth")
+    base = ftk.backbone("vgg11", weights=str(tmp_path / "vgg11-8a719046.pth"))
     assert far(base.model(pixels(), training=False), expected) < 1e-4
-    assert "resnet18-5c106cde.pth" in base.source
+    assert "vgg11-8a719046.pth" in base.source
     assert base.pretrained
 
 
@@ -124,7 +124,7 @@ def test_safetensors_are_read_without_torch(small, tmp_path, monkeypatch):
     safetensors.save_file(arrays(net), path)
     if keras.backend.backend() != "torch":
         monkeypatch.setitem(sys.modules, "torch", None)
-    base = ftk.backbone("resnet18", weights=path)
+    base = ftk.backbone("vgg11", weights=path)
     assert far(base.model(pixels(), training=False), expected) < 1e-4
 
 
@@ -134,8 +134,8 @@ def test_safetensors_are_read_without_torch(small, tmp_path, monkeypatch):
         lambda s: {"state_dict": s, "epoch": 3},
         lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "best": 0.9},
         lambda s: (
-            {f"backbone.{k}": v for k, v in s.items() if "fc" not in k}
-            | {"head.0.weight": s["fc.weight"]}
+            {f"backbone.{k}": v for k, v in s.items() if "classifier" not in k}
+            | {"head.0.weight": s["classifier.1.weight"]}
         ),
         lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
         lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
@@ -147,13 +147,14 @@ def test_checkpoints_as_training_scripts_save_them(small, tmp_path, wrap):
 
     net, expected = small
     torch.save(wrap(net.state_dict()), tmp_path / "checkpoint.pt")
-    base = ftk.backbone("resnet18", weights=tmp_path / "checkpoint.pt")
+    base = ftk.backbone("vgg11", weights=tmp_path / "checkpoint.pt")
     assert far(base.model(pixels(), training=False), expected) < 1e-2  # of half precision
     left = [n for n in base.loaded.skipped if not n.endswith("num_batches_tracked")]
     assert left
-    assert all("fc" in n or "head" in n for n in left)
+    assert all("classifier" in n or "head" in n for n in left)
 
 
+@SLOW
 def test_names_of_old_densenets(nets):
     net = made(nets, "densenet121")
     old = {}
@@ -166,6 +167,104 @@ def test_names_of_old_densenets(nets):
     kernel = base.network.get_layer("conv3_block2_1_conv").kernel
     torch_kernel = arrays(net)["features.denseblock2.denselayer2.conv1.weight"]
     same(kernel, torch_kernel.transpose(2, 3, 1, 0), atol=0)
+
+
+STAGES = [1, 2, 3, 4, 3, 3, 1]
+
+
+def timm_place(place: int) -> str:
+    """Of the block of MobileNetV2 that torchvision counts through: timm counts by stage."""
+    block = place - 1
+    for stage, n in enumerate(STAGES):
+        if block < n:
+            return f"blocks.{stage}.{block}"
+        block -= n
+    raise AssertionError
+
+
+# From the names that the networks of these tests have to those of other libraries, in order.
+FIRST = [(r"conv\.0\.0\.", "conv_dw."), (r"conv\.0\.1\.", "bn1."), (r"conv\.1\.", "conv_pw.")]
+REST = [(r"conv\.0\.0\.", "conv_pw."), (r"conv\.0\.1\.", "bn1."), (r"conv\.1\.0\.", "conv_dw.")]
+REST += [(r"conv\.1\.1\.", "bn2."), (r"conv\.2\.", "conv_pwl."), (r"conv\.3\.", "bn3.")]
+OTHER_NAMES = {
+    ("mobilenet_v2", "timm"): [
+        (r"features\.0\.0\.", "conv_stem."),
+        (r"features\.0\.1\.", "bn1."),
+        (r"features\.18\.0\.", "conv_head."),
+        (r"features\.18\.1\.", "bn2."),
+        *((r"(features\.1\.)" + a, r"\1" + b) for a, b in [*FIRST, (r"conv\.2\.", "bn2.")]),
+        *((r"(features\.\d+\.)" + a, r"\1" + b) for a, b in REST),
+        (r"features\.(\d+)", lambda m: timm_place(int(m[1]))),
+    ],
+    ("efficientnet_b0", "timm"): [
+        (r"features\.0\.0\.", "conv_stem."),
+        (r"features\.0\.1\.", "bn1."),
+        (r"features\.8\.0\.", "conv_head."),
+        (r"features\.8\.1\.", "bn2."),
+        (r"(features\.1\.0\.)block\.0\.0\.", r"\1conv_dw."),
+        (r"(features\.1\.0\.)block\.0\.1\.", r"\1bn1."),
+        (r"(features\.1\.0\.)block\.2\.0\.", r"\1conv_pw."),
+        (r"(features\.1\.0\.)block\.2\.1\.", r"\1bn2."),
+        (r"block\.0\.0\.", "conv_pw."),
+        (r"block\.0\.1\.", "bn1."),
+        (r"block\.1\.0\.", "conv_dw."),
+        (r"block\.1\.1\.", "bn2."),
+        (r"block\.3\.0\.", "conv_pwl."),
+        (r"block\.3\.1\.", "bn3."),
+        (r"block\.\d\.fc1", "se.conv_reduce"),
+        (r"block\.\d\.fc2", "se.conv_expand"),
+        (r"features\.(\d)\.", lambda m: f"blocks.{int(m[1]) - 1}."),
+    ],
+    ("convnext_tiny", "torchvision"): [
+        (r"stem\.", "features.0."),
+        (r"stages\.(\d)\.downsample", lambda m: f"features.{2 * int(m[1])}"),
+        (r"stages\.(\d)\.blocks", lambda m: f"features.{2 * int(m[1]) + 1}"),
+        (r"conv_dw", "block.0"),
+        (r"(features\.\d\.\d)\.norm", r"\1.block.2"),
+        (r"mlp\.fc1", "block.3"),
+        (r"mlp\.fc2", "block.5"),
+        (r"gamma", "layer_scale"),
+        (r"head\.norm", "classifier.0"),
+        (r"head\.fc", "classifier.2"),
+    ],
+    ("convnext_tiny", "its authors"): [
+        (r"stem\.", "downsample_layers.0."),
+        (r"stages\.(\d)\.downsample", r"downsample_layers.\1"),
+        (r"blocks\.", ""),
+        (r"conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"head\.norm", "norm"),
+        (r"head\.fc", "head"),
+    ],
+    ("vit_tiny_patch16", "torchvision"): [
+        (r"patch_embed\.proj", "conv_proj"),
+        (r"cls_token", "class_token"),
+        (r"pos_embed", "encoder.pos_embedding"),
+        (r"blocks\.", "encoder.layers.encoder_layer_"),
+        (r"norm([12])", r"ln_\1"),
+        (r"attn\.qkv\.", "self_attention.in_proj_"),
+        (r"attn\.proj", "self_attention.out_proj"),
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.3"),
+        (r"^norm", "encoder.ln"),
+        (r"^head", "heads.head"),
+    ],
+}
+
+
+@SLOW
+@pytest.mark.parametrize(("name", "library"), OTHER_NAMES)
+def test_names_of_other_libraries(nets, name, library):
+    net, x = made(nets, name), pixels()
+    state = {}
+    for key, array in arrays(net).items():
+        for pattern, new in OTHER_NAMES[name, library]:
+            key = re.sub(pattern, new, key)
+        shape = (-1, 1, 1) if key.endswith("layer_scale") else array.shape
+        state[key] = array.reshape(shape)
+    options = {"alpha": 0.35} if "mobilenet" in name else {}
+    base = ftk.backbone(name, weights=state, **options)
+    assert far(base.model(x, training=False), nets.features(net, x, *IMAGENET)) < 1e-4
 
 
 def test_the_backbone_passes_the_contracts(nets):
@@ -189,7 +288,7 @@ def test_the_backbone_passes_the_contracts(nets):
 
 
 def test_the_rate_suits_what_learns(small):
-    base = ftk.backbone("resnet18", weights=small[0].state_dict(), input_shape=(64, 64, 3))
+    base = ftk.backbone("vgg11", weights=small[0].state_dict(), input_shape=(64, 64, 3))
     opened = ftk.build(base, heads.Classification(2))
     assert float(value(opened.optimizer.learning_rate)) == pytest.approx(1e-5)
     frozen = ftk.build(base, heads.Classification(2), freeze=select.backbone())
@@ -227,11 +326,11 @@ def test_a_torn_file_is_named(small, tmp_path, ending):
     else:
         pytest.importorskip("safetensors.numpy").save_file(arrays(small[0]), path)
     path.write_bytes(path.read_bytes()[:-20000])
-    said = message(WeightsError, ftk.backbone, "resnet18", weights=path)
+    said = message(WeightsError, ftk.backbone, "vgg11", weights=path)
     assert f"torn{ending}" in said
     assert "whole" in said
     path.write_bytes(b"")
-    assert "whole" in message(WeightsError, ftk.backbone, "resnet18", weights=path)
+    assert "whole" in message(WeightsError, ftk.backbone, "vgg11", weights=path)
 
 
 def test_a_missing_file_names_what_is_there(tmp_path):
@@ -247,7 +346,7 @@ def test_without_torch_the_error_names_the_extra(tmp_path, monkeypatch):
     assert "finetune_keras[torch]" in said
 
 
-def shapes(deep: int, stages=(2, 2, 2, 2)):
+def shapes(stages):
     """A state dict of a ResNet without deep blocks, of zeros."""
     state, before = {"conv1.weight": np.zeros((64, 3, 7, 7), "float32")}, 64
 
@@ -273,26 +372,29 @@ def shapes(deep: int, stages=(2, 2, 2, 2)):
 
 
 def test_another_architecture_is_named():
-    small, large = shapes(0), shapes(0, (3, 4, 6, 3))
-    said = message(WeightsError, ftk.backbone, "resnet34", weights=small)
-    assert "100 of 180 weights have their tensor" in said
-    assert "no tensor 'layer1.2.conv1.weight'" in said
-    assert "it looks like 'resnet18'" in said
-    said = message(WeightsError, ftk.backbone, "resnet18", weights=large)
-    assert "80 of its tensors have no place" in said
-    assert "it looks like 'resnet34'" in said
-    said = message(WeightsError, ftk.backbone, "vgg16", weights=small)
-    assert "it looks like 'resnet18'" in said
-    wide = small | {"layer2.0.conv1.weight": np.zeros((256, 64, 3, 3), "float32")}
-    said = message(WeightsError, ftk.backbone, "resnet18", weights=wide)
-    assert "'layer2.0.conv1.weight' has shape (256, 64, 3, 3), (3, 3, 64, 256) here" in said
+    state, places = {}, {0: (64, 3), 3: (128, 64), 6: (256, 128), 8: (256, 256), 11: (512, 256)}
+    for place, size in (places | {13: (512, 512), 16: (512, 512), 18: (512, 512)}).items():
+        state[f"features.{place}.weight"] = np.zeros((*size, 3, 3), "float32")
+        state[f"features.{place}.bias"] = np.zeros(size[0], "float32")
+    said = message(WeightsError, ftk.backbone, "vgg13", weights=state)
+    assert "does not fit 'vgg13' (it looks like 'vgg11'): 2 of 20 weights have their tensor" in said
+    assert "the first without is 'block1_conv2/kernel': no tensor 'features.2.weight'" in said
+    said = message(WeightsError, ftk.backbone, "resnet50", weights=state)
+    assert "it looks like 'vgg11'" in said
+    wide = state | {"features.3.weight": np.zeros((256, 64, 3, 3), "float32")}
+    said = message(WeightsError, ftk.backbone, "vgg11", weights=wide)
+    assert "'features.3.weight' has shape (256, 64, 3, 3), (3, 3, 64, 256) here" in said
     assert "takes (3, 3, 64, 128)" in said
+    # What is deeper holds all that the other needs, and more.
+    deeper = shapes((3, 4, 6, 3))
+    said = message(WeightsError, ftk.backbone, "resnet18", weights=deeper)
+    assert "(it looks like 'resnet34'): 80 of its tensors have no place" in said
 
 
 def test_names_and_files_that_do_not_go_together(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "mystery.safetensors"
-    safetensors.save_file(shapes(0), path)
+    safetensors.save_file(shapes((2, 2, 2, 2)), path)
     said = message(WeightsError, ftk.backbone, path)
     assert f"backbone('resnet18', weights={str(path)!r})" in said
     said = message(WeightsError, ftk.backbone, "resnet18")
@@ -498,7 +600,7 @@ def test_square_kernels_are_turned_and_names_may_be_functions():
 def test_none_leaves_a_variable_as_it_is():
     model, state = tiny()
     before = snapshot(model)
-    record = ftk.load_torch(model, state, {"classes": None, **TINY})
+    record = ftk.load_torch(model, state, {**TINY, "classes": None})
     after = snapshot(model)
     assert np.array_equal(before["classes/kernel"], after["classes/kernel"])
     assert not np.array_equal(before["block1_bn/gamma"], after["block1_bn/gamma"])
@@ -511,7 +613,7 @@ def test_none_leaves_a_variable_as_it_is():
     [
         ({"classes": "head"}, {}, SelectionError, "'block1_conv/kernel', 'block1_conv/bias'"),
         ({**TINY, "clases": "head"}, {}, SelectionError, "did you mean 'classes'?"),
-        ({"classes": "haed", **TINY}, {}, WeightsError, "did you mean 'head.weight'"),
+        ({**TINY, "classes": "haed"}, {}, WeightsError, "did you mean 'head.weight'"),
         ({"(": "head", **TINY}, {}, SelectionError, "no regular expression"),
         ({r"block(\d)_(\w+)": r"body.\7", "classes": "head"}, {}, SelectionError, "cannot be made"),
         (TINY, {"module.head.weight": (3, 2)}, WeightsError, "(3, 2), (2, 3) here, and it takes"),
