@@ -10,7 +10,7 @@ import contracts
 import keras
 import numpy as np
 import pytest
-from conftest import same, snapshot, value
+from conftest import moved, same, snapshot, value
 from networks import Network
 
 import finetune_keras as ftk
@@ -290,12 +290,15 @@ def test_the_backbone_passes_the_contracts(nets, name):
     assert results == yes | nothing
 
 
-def test_the_rate_suits_what_learns(small):
+def test_the_rate_suits_what_learns_and_it_learns(small):
     base = ftk.backbone("vgg11", weights=small[0].state_dict(), input_shape=(64, 64, 3))
     opened = ftk.build(base, heads.Classification(2))
     assert float(value(opened.optimizer.learning_rate)) == pytest.approx(1e-5)
     frozen = ftk.build(base, heads.Classification(2), freeze=select.backbone())
     assert float(value(frozen.optimizer.learning_rate)) == pytest.approx(1e-3)
+    before = snapshot(frozen)
+    frozen.train_on_batch(pixels(), np.array([0, 1]))
+    assert moved(before, frozen) == {"ftk_head_output/kernel", "ftk_head_output/bias"}
 
 
 def test_a_whole_model_is_not_unpickled(nets, tmp_path):
@@ -616,6 +619,7 @@ def test_none_leaves_a_variable_as_it_is():
         ({**TINY, "classes": "haed"}, {}, WeightsError, "did you mean 'head.weight'"),
         ({"(": "head", **TINY}, {}, SelectionError, "no regular expression"),
         ({r"block(\d)_(\w+)": r"body.\7", "classes": "head"}, {}, SelectionError, "cannot be made"),
+        ({r"block1_(\w+)": "body.1.bn", **TINY}, {}, SelectionError, "the same tensor"),
         (TINY, {"module.head.weight": (3, 2)}, WeightsError, "(3, 2), (2, 3) here, and it takes"),
         (TINY, {"module.body.1.bn.bias": (4,)}, WeightsError, "7 of 8 weights"),
     ],

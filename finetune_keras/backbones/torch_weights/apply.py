@@ -40,7 +40,8 @@ def load_torch(
         model: functional, sequential or built; its weights are overwritten, or, if anything does
             not fit, none is.
         weights: a ``.pth``, ``.pt``, ``.th`` or ``.bin`` file of ``torch.save``, which is read
-            with ``weights_only=True``; a ``.safetensors`` file; or a state dict.
+            with ``weights_only=True``; a ``.safetensors`` file; or a state dict. ``module.`` of
+            ``DataParallel`` before all names is taken off.
         names: for each variable the tensor to load: a dict from regular expressions to names, of
             which the first that matches the whole path wins. A path is that of a variable
             (``"stem/conv/kernel"``, as in ``graph.opened(model).units``), and the name that of a
@@ -56,7 +57,8 @@ def load_torch(
         used in ``.skipped``.
 
     Raises:
-        SelectionError: if a row matches nothing, or no row matches a variable.
+        SelectionError: if a row matches nothing, no row matches a variable, or two variables get
+            one tensor.
         WeightsError: if the file cannot be read, or a tensor is missing or of another shape.
 
     Examples:
@@ -117,7 +119,8 @@ def match(
     seen = graph.opened(model)
     table = _rows(seen.units, names)
     maps = layout.flattened(seen)
-    pairs, kept, used, misfits = [], [], set(), []
+    pairs, kept, misfits = [], [], []
+    used: dict[str, str] = {}
     for unit in seen.units:
         if table[unit.path] is None:
             kept.append(unit.path)
@@ -127,7 +130,12 @@ def match(
         if name not in file.tensors:
             misfits.append((unit.path, f"no tensor {name!r}; {nearest(name, file.tensors)}"))
             continue
-        used.add(name)
+        if change is None and name in used:
+            raise SelectionError(
+                f"names= gives {used[name]!r} and {unit.path!r} the same tensor {name!r}: where "
+                "that is meant, give a pair of the name and a function of the array"
+            )
+        used[name] = unit.path
         array, problem = _fitted(file.tensors[name], change, unit, maps.get(id(unit.variable)))
         if problem:
             misfits.append((unit.path, f"{name!r} {problem}"))
