@@ -619,7 +619,7 @@ def test_none_leaves_a_variable_as_it_is():
         ({**TINY, "classes": "haed"}, {}, WeightsError, "did you mean 'head.weight'"),
         ({"(": "head", **TINY}, {}, SelectionError, "no regular expression"),
         ({r"block(\d)_(\w+)": r"body.\7", "classes": "head"}, {}, SelectionError, "cannot be made"),
-        ({r"block1_(\w+)": "body.1.bn", **TINY}, {}, SelectionError, "the same tensor"),
+        ({r"block1_(\w+)": "body.1.bn", "classes": "head"}, {}, SelectionError, "the same tensor"),
         (TINY, {"module.head.weight": (3, 2)}, WeightsError, "(3, 2), (2, 3) here, and it takes"),
         (TINY, {"module.body.1.bn.bias": (4,)}, WeightsError, "7 of 8 weights"),
     ],
