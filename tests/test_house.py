@@ -67,6 +67,7 @@ ORDER = [
     "backbones.applications",
     "backbones.torch_weights.reader",
     "backbones.torch_weights.layout",
+    "backbones.torch_weights.names",
     "backbones.torch_weights.apply",
     "backbones.torch_weights.family",
     "backbones.torch_weights.adapt",
