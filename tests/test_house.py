@@ -94,6 +94,7 @@ ORDER = [
     "backbones.presets",
     "backbones.torch_weights.reader",
     "backbones.torch_weights.layout",
+    "backbones.torch_weights.names",
     "backbones.torch_weights.apply",
     "backbones.torch_weights.family",
     "backbones.torch_weights.adapt",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -79,8 +79,8 @@ def load(
     family = family_of(name)
     if family is None:
         raise WeightsError(
-            f"files of PyTorch are not read for {name!r}, but for resnet, vgg, densenet, "
-            "mobilenetv2, efficientnetb, convnext and vit; for others see load_torch"
+            f"files of PyTorch are not read for {name!r}, but for ResNet, VGG, DenseNet, "
+            "MobileNetV2, EfficientNet, ConvNeXt and ViT: build it in Keras, and see load_torch"
         )
     if input_shape is not None:
         input_shape = applications.checked_shape(name, input_shape)
@@ -101,15 +101,8 @@ def load(
     plan = family.make(name, library, inside, input_shape, options)
     hint = _hint(file, name)
     matched = match(plan.network, file, plan.names, prefix=before, hint=hint)
-    trunk = family.trunk(library)
-    start = len(file.wrapper) + len(before)
-    strange = [
-        n
-        for n in matched.unused
-        if n.startswith(file.wrapper + before)
-        and trunk.match(n[start:])
-        and not n.endswith("num_batches_tracked")
-    ]
+    # A deeper network of the same kind has all that this one needs, and more.
+    strange = _homeless(matched.unused, file.wrapper + before, family.trunk(library))
     if strange:
         raise WeightsError(
             f"{file.name} does not fit {name!r}{hint}: {len(strange)} of its tensors have no "
@@ -126,6 +119,17 @@ def load(
         f"{name}, weights={file.name!r}",
         edits=Edits(skipped=matched.unused),
     )
+
+
+def _homeless(unused: Iterable[str], before: str, trunk: re.Pattern) -> list[str]:
+    """Tensors of the network itself, neither of a classifier nor counters, that nothing takes."""
+    return [
+        n
+        for n in unused
+        if n.startswith(before)
+        and trunk.match(n.removeprefix(before))
+        and not n.endswith("num_batches_tracked")
+    ]
 
 
 def _hint(file: Checkpoint, name: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -15,15 +14,10 @@ from finetune_keras import graph
 from finetune_keras._errors import SelectionError, WeightsError, nearest
 from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.torch_weights import layout
+from finetune_keras.backbones.torch_weights.names import Names, rows
 from finetune_keras.backbones.torch_weights.reader import Checkpoint, read
 
 __all__ = ["Match", "load_torch", "match"]
-
-_SHOWN = 4
-
-Name = str | Callable[[re.Match], str]
-Row = Name | tuple[Name, Callable[[np.ndarray], np.ndarray]] | None
-Names = Mapping[str, Row] | Callable[[str], Row]
 
 
 def load_torch(
@@ -40,7 +34,8 @@ def load_torch(
         model: functional, sequential or built; its weights are overwritten, or, if anything does
             not fit, none is.
         weights: a ``.pth``, ``.pt``, ``.th`` or ``.bin`` file of ``torch.save``, which is read
-            with ``weights_only=True``; a ``.safetensors`` file; or a state dict.
+            with ``weights_only=True``; a ``.safetensors`` file; or a state dict. ``module.`` of
+            ``DataParallel`` before all names is taken off.
         names: for each variable the tensor to load: a dict from regular expressions to names, of
             which the first that matches the whole path wins. A path is that of a variable
             (``"stem/conv/kernel"``, as in ``graph.opened(model).units``), and the name that of a
@@ -56,7 +51,8 @@ def load_torch(
         used in ``.skipped``.
 
     Raises:
-        SelectionError: if a row matches nothing, or no row matches a variable.
+        SelectionError: if a row matches nothing, no row matches a variable, or two variables get
+            one tensor.
         WeightsError: if the file cannot be read, or a tensor is missing or of another shape.
 
     Examples:
@@ -115,9 +111,10 @@ def match(
         hint: what to say after the name of the model if it does not fit.
     """
     seen = graph.opened(model)
-    table = _rows(seen.units, names)
+    table = rows(seen.units, names)
     maps = layout.flattened(seen)
-    pairs, kept, used, misfits = [], [], set(), []
+    pairs, kept, misfits = [], [], []
+    used: dict[str, str] = {}
     for unit in seen.units:
         if table[unit.path] is None:
             kept.append(unit.path)
@@ -127,7 +124,12 @@ def match(
         if name not in file.tensors:
             misfits.append((unit.path, f"no tensor {name!r}; {nearest(name, file.tensors)}"))
             continue
-        used.add(name)
+        if change is None and name in used:
+            raise SelectionError(
+                f"names= gives {used[name]!r} and {unit.path!r} the same tensor {name!r}: where "
+                "that is meant, give a pair of the name and a function of the array"
+            )
+        used[name] = unit.path
         array, problem = _fitted(file.tensors[name], change, unit, maps.get(id(unit.variable)))
         if problem:
             misfits.append((unit.path, f"{name!r} {problem}"))
@@ -149,74 +151,13 @@ def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarr
     """The array for a variable, and what is wrong with it."""
     given, shape = array.shape, tuple(unit.variable.shape)
     if change is not None:
-        array = np.asarray(change(array))
+        try:
+            array = np.asarray(change(array))
+        except Exception as e:  # the user's own function
+            reason = " ".join(str(e).split())
+            return array, f"of shape {given} makes the function of its row fail: {reason}"
     array = layout.keras_array(array, unit, maps)
     if array.shape == shape:
         return array, ""
     became = f", {array.shape} here," if array.shape != given else ""
     return array, f"has shape {given}{became} and it takes {shape}"
-
-
-def _rows(units: tuple[graph.Unit, ...], names: Names) -> dict[str, tuple | None]:
-    """For each path, the tensor's name and the function that the array goes through first."""
-    if callable(names):
-        return {u.path: _row(names(u.path)) for u in units}
-    patterns = [(_compiled(pattern), row) for pattern, row in names.items()]
-    result, hit, without = {}, set(), []
-    for unit in units:
-        layer, _, own = unit.path.rpartition("/")
-        for i, (pattern, row) in enumerate(patterns):
-            found = pattern.fullmatch(unit.path)
-            kind = ""
-            if found is None:
-                found = pattern.fullmatch(layer)
-                kind = f".{layout.KINDS.get(own, '')}"
-            if found is None:
-                continue
-            hit.add(i)
-            if kind == "." and row is not None:
-                raise SelectionError(
-                    f"{unit.path!r} has no counterpart in every module of PyTorch: give names= a "
-                    f"row for this variable itself, before that of {pattern.pattern!r}"
-                )
-            result[unit.path] = _row(row, found, kind)
-            break
-        else:
-            without.append(unit.path)
-    if without:
-        more = f", ... ({len(without)} in all)" if len(without) > _SHOWN else ""
-        raise SelectionError(
-            f"no row of names= is for {', '.join(map(repr, without[:_SHOWN]))}{more}: give each "
-            "variable or layer a name in PyTorch, or None to leave it as it is"
-        )
-    idle = [p.pattern for i, (p, _) in enumerate(patterns) if i not in hit]
-    if idle:
-        paths = {u.path.rpartition("/")[0]: None for u in units}
-        raise SelectionError(
-            f"the row {idle[0]!r} of names= matches nothing that an earlier row does not; "
-            f"{nearest(idle[0], paths)}"
-        )
-    return result
-
-
-def _compiled(pattern: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as e:
-        raise SelectionError(f"names= has {pattern!r}, which is no regular expression: {e}") from e
-
-
-def _row(row: Row, found: re.Match | None = None, kind: str = "") -> tuple | None:
-    if row is None:
-        return None
-    name, change = row if isinstance(row, tuple) else (row, None)
-    if found is not None:
-        try:
-            name = name(found) if callable(name) else found.expand(name)
-        except (re.error, IndexError) as e:
-            raise SelectionError(
-                f"the name {name!r} for {found.re.pattern!r} cannot be made: {e}"
-            ) from e
-    if not isinstance(name, str):
-        raise TypeError(f"a name in PyTorch is a string; names= gave {name!r}")
-    return name + kind, change

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras.backbones.torch_weights.apply import Names
+from finetune_keras.backbones.torch_weights.names import Names
 
 __all__ = ["IMAGENET", "Family", "Plan", "count", "no_options", "numbered"]
 
