@@ -154,6 +154,11 @@ def read(rows: Any, delimiter: str | None = None) -> tuple[dict[str, list], Any,
     path = Path(rows).expanduser()
     if path.suffix.lower() in (".pkl", ".pickle", ".joblib"):
         raise ValueError(f"{str(path)!r} is a pickle, which can run any code when it is read")
+    if path.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is a folder; expected a CSV file. finetune_keras.data.images reads "
+            "folders"
+        )
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     if delimiter is None:
