@@ -114,33 +114,31 @@ def dataset(plan: Plan) -> Any:
     with tf.device("CPU:0"):
         labels = tf.constant(examples.labels)
 
+    # Beside ``x`` go four numbers: of the example, its place in the epoch, of the reading and of
+    # the epoch. Each tensor, and each function that is mapped, costs time: there are few of them.
     def epoch(_: Any) -> Any:
-        reading, number, of_epoch = tf.numpy_function(log.begin, (), (tf.int64,) * 3)
-        of_epoch = tf.ensure_shape(of_epoch, [len(rows)])
-        places = tf.range(len(rows), dtype=tf.int64)
-        about = (places, *(tf.fill([len(rows)], v) for v in (reading, number)))
-        return tf.data.Dataset.from_tensor_slices((of_epoch, about))
+        about = tf.numpy_function(log.begin, (), tf.int64)
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(about, [len(rows), 4]))
 
-    def loaded(i: Any, about: Any) -> Any:
-        return examples.load(i), tf.gather(labels, i), about
+    def loaded(about: Any) -> Any:
+        return examples.load(about[..., 0]), about
 
-    def transform(n: Any, batch: Any) -> Any:
-        x, y, about = batch
+    def finished(n: Any, x: Any, about: Any) -> Any:
+        y = tf.gather(labels, about[:, 0])
         seed = tf.stack([tf.constant(plan.seed % 2**31, tf.int32), 0])
-        for value in (about[2][0], n):  # the epoch, the batch
+        for value in (about[0, 3], n):
             seed = tf.random.experimental.stateless_fold_in(seed, value)
         for i, function in enumerate(plan.transforms):
             x, y = function(x, y, tf.random.experimental.stateless_fold_in(seed, i))
-        return n, (x, y, about)
+        return x, y
 
     def hand_out(n: Any, batch: Any) -> Any:
-        x, y, (places, readings, _) = batch
-        told = tf.numpy_function(log.handed_out, [n == batches - 1, places, readings], tf.int64)
+        x, about = batch
+        told = tf.numpy_function(log.handed_out, [n == batches - 1, about], tf.int64)
         with tf.control_dependencies([told]):
-            return tf.nest.map_structure(tf.identity, (x, y))
+            made = x if plan.transforms else (x, tf.gather(labels, about[:, 0]))
+            return tf.nest.map_structure(tf.identity, made)
 
-    # Each function that is mapped costs some milliseconds whenever an iterator is made, so there
-    # are few.
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
     if not examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
@@ -153,7 +151,11 @@ def dataset(plan: Plan) -> Any:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
     ds = ds.enumerate()
     if plan.transforms:
-        ds = ds.map(transform, tf.data.AUTOTUNE, deterministic=True)
+        ds = ds.map(
+            lambda n, batch: (n, (finished(n, *batch), batch[1])),
+            tf.data.AUTOTUNE,
+            deterministic=True,
+        )
     ds = ds.prefetch(tf.data.AUTOTUNE).map(hand_out)
     options = tf.data.Options()
     # Nothing is read ahead after ``hand_out``: the epoch moves on when the last batch is taken.
@@ -185,13 +187,17 @@ class _Log:
         self.epochs: list[int] = []  # by reading
         self.last: dict[int, int] = {}  # the place that was handed out last, by reading
 
-    def begin(self) -> tuple[np.int64, np.int64, np.ndarray]:
-        epoch = self.order.epoch
+    def begin(self) -> np.ndarray:
+        epoch, reading = self.order.epoch, len(self.epochs)
         self.epochs.append(epoch)
-        return np.int64(len(self.epochs) - 1), np.int64(epoch), self.order(epoch)
+        order = self.order(epoch)
+        about = np.empty((len(order), 4), "int64")
+        about[:, 0], about[:, 1] = order, np.arange(len(order))
+        about[:, 2], about[:, 3] = reading, epoch
+        return about
 
-    def handed_out(self, end: np.bool_, places: np.ndarray, readings: np.ndarray) -> np.int64:
-        first, last = int(readings[0]), int(readings[-1])
+    def handed_out(self, end: np.bool_, about: np.ndarray) -> np.int64:
+        places, first, last = about[:, 1], int(about[0, 2]), int(about[-1, 2])
         before = self.last.get(first, -1)
         if first != last or places[-1] - before != len(places):
             self._missed(before, places, self.order(self.epochs[first]))
