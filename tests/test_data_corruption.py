@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import finetune_keras as ftk
+from finetune_keras.data import tables
 
 tf = pytest.importorskip("tensorflow")
 
@@ -131,15 +132,18 @@ def tables_round(tmp_path, count, seed):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                files, labels, _ = tables.listed(path, class_names=names)
                 # Tracing a data set takes longer than all the rest: only some are read.
-                ds = ftk.data.table(path, size=4, shuffle=False, class_names=names)
+                ds = ()
+                if i % 20 == 0:
+                    ds = ftk.data.table(path, size=4, shuffle=False, class_names=names)
         except ValueError as e:
             refused.append(str(e))
             continue
         said = {tuple(f.strip() for f in row[:2]) for row in told(path)}
-        made = {(p.split("/")[-1], ds.class_names[y]) for p, y in zip(ds.file_paths, ds.labels)}  # noqa: B905
+        made = {(p.split("/")[-1], names[y]) for p, y in zip(files, labels)}  # noqa: B905
         assert made <= said
-        for x, y in ds if i % 20 == 0 else ():
+        for x, y in ds:
             for pixel, label in zip(x.numpy(), y.numpy(), strict=True):
                 assert (f"{round(pixel[0, 0, 0] / 20)}.png", names[label]) in said
     assert count / 4 < len(refused) < count

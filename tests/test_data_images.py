@@ -273,7 +273,7 @@ def test_small_classes_are_in_both_parts():
     rest, part = stratified(labels, 0.1)
     assert np.bincount(labels[part], minlength=3).tolist() == [10, 1, 0]
     assert np.bincount(labels[rest], minlength=3).tolist() == [90, 1, 1]
-    for fraction in (0, 1, 1.5, -0.1, True):
+    for fraction in (0, 1, 1.5, -0.1, True, "x"):
         with pytest.raises(ValueError, match="between 0 and 1"):
             stratified(labels, fraction)
     with pytest.raises(ValueError, match="leaves 1 and 0"):
@@ -490,6 +490,7 @@ def test_arrays_of_the_backend():
     ("x", "y", "options", "words"),
     [
         (np.zeros((3, 2)), [0, 1], {}, "different lengths: 3, 2"),
+        (np.zeros((3, 2)), None, {}, "y, the labels, is missing"),
         (np.zeros((0, 2)), [], {}, "there are no examples"),
         (np.zeros((2, 2)), [0, 2], {"class_names": ["a", "b"]}, "go from 0 to 2.*expected 0 to 1"),
         (np.zeros((2, 2)), ["a", ""], {}, "1 labels are missing, the first in row 1"),

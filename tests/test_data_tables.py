@@ -159,6 +159,8 @@ def test_bad_tables_name_the_line(folder, case):
 def test_what_is_no_table(tmp_path, folder):
     with pytest.raises(ValueError, match="there is no file"):
         ftk.data.table(tmp_path / "no.csv")
+    with pytest.raises(ValueError, match="is a folder.*data.images reads folders"):
+        ftk.data.table(tmp_path)
     (tmp_path / "frame.pkl").write_bytes(b"x")
     with pytest.raises(ValueError, match="is a pickle, which can run any code"):
         ftk.data.table(tmp_path / "frame.pkl")

@@ -114,32 +114,30 @@ def dataset(plan: Plan) -> Any:
     with tf.device("CPU:0"):
         labels = tf.constant(examples.labels)
 
+    # Beside ``x`` go four numbers: of the example, its place in the epoch, of the reading and of
+    # the epoch. Each tensor, and each function that is mapped, costs time: there are few of them.
     def epoch(_: Any) -> Any:
-        number, of_epoch = tf.numpy_function(log.begin, (), (tf.int64, tf.int64))
-        of_epoch = tf.ensure_shape(of_epoch, [len(rows)])
-        places = tf.range(len(rows), dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((of_epoch, places, tf.fill([len(rows)], number)))
+        about = tf.numpy_function(log.begin, (), tf.int64)
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(about, [len(rows), 4]))
 
-    def loaded(i: Any, place: Any, number: Any) -> Any:
-        return examples.load(i), (tf.gather(labels, i), place, number)
+    def loaded(about: Any) -> Any:
+        return examples.load(about[..., 0]), about
 
-    def transform(n: Any, batch: Any) -> Any:
-        x, y, number = batch
+    def finished(n: Any, x: Any, about: Any) -> Any:
+        y = tf.gather(labels, about[:, 0])
         seed = tf.stack([tf.constant(plan.seed % 2**31, tf.int32), 0])
-        for value in (number, n):
+        for value in (about[0, 3], n):
             seed = tf.random.experimental.stateless_fold_in(seed, value)
         for i, function in enumerate(plan.transforms):
             x, y = function(x, y, tf.random.experimental.stateless_fold_in(seed, i))
-        return n, (x, y, number)
+        return x, y
 
     def hand_out(n: Any, batch: Any) -> Any:
-        x, y, number = batch
-        tf.cond(
-            n == batches - 1,
-            lambda: tf.numpy_function(log.end, [number], tf.int64),
-            lambda: number,
-        )
-        return x, y
+        x, about = batch
+        told = tf.numpy_function(log.handed_out, [n == batches - 1, about], tf.int64)
+        with tf.control_dependencies([told]):
+            made = x if plan.transforms else (x, tf.gather(labels, about[:, 0]))
+            return tf.nest.map_structure(tf.identity, made)
 
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
     if not examples.batched:
@@ -151,11 +149,13 @@ def dataset(plan: Plan) -> Any:
     ds = ds.repeat().take(len(rows)).batch(plan.batch_size)
     if examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
-    if examples.fallible:
-        ds = ds.scan(tf.constant(-1, tf.int64), log.watch)
-    ds = ds.map(lambda x, about: (x, about[0], about[2][0])).enumerate()
+    ds = ds.enumerate()
     if plan.transforms:
-        ds = ds.map(transform, tf.data.AUTOTUNE, deterministic=True)
+        ds = ds.map(
+            lambda n, batch: (n, (finished(n, *batch), batch[1])),
+            tf.data.AUTOTUNE,
+            deterministic=True,
+        )
     ds = ds.prefetch(tf.data.AUTOTUNE).map(hand_out)
     options = tf.data.Options()
     # Nothing is read ahead after ``hand_out``: the epoch moves on when the last batch is taken.
@@ -176,45 +176,43 @@ def shown(names: Sequence[str], most: int = 5) -> str:
 
 
 class _Log:
-    """What a data set asks and tells of Python, once an epoch and for each failure."""
+    """What a data set asks and tells of Python: at the start of an epoch, and for each batch.
+
+    A *reading* is one time that the examples of an epoch are begun. Several may go on at once.
+    """
 
     def __init__(self, examples: Examples, order: Order, strict: bool):
         self.examples, self.order, self.strict = examples, order, strict
         self.told = 0
+        self.epochs: list[int] = []  # by reading
+        self.last: dict[int, int] = {}  # the place that was handed out last, by reading
 
-    def begin(self) -> tuple[np.int64, np.ndarray]:
-        epoch = self.order.epoch
-        return np.int64(epoch), self.order(epoch)
+    def begin(self) -> np.ndarray:
+        epoch, reading = self.order.epoch, len(self.epochs)
+        self.epochs.append(epoch)
+        order = self.order(epoch)
+        about = np.empty((len(order), 4), "int64")
+        about[:, 0], about[:, 1] = order, np.arange(len(order))
+        about[:, 2], about[:, 3] = reading, epoch
+        return about
 
-    def end(self, epoch: np.int64) -> np.int64:
-        self.order.epoch = int(epoch) + 1
-        skipped = self.examples.skipped
-        if len(skipped) > self.told:
-            self.told = len(skipped)
-            warnings.warn(
-                f"{len(skipped)} {self.examples.what} could not be read and were skipped: "
-                f"{shown(skipped, 20)}",
-                stacklevel=2,
-            )
-        return epoch
+    def handed_out(self, end: np.bool_, about: np.ndarray) -> np.int64:
+        places, first, last = about[:, 1], int(about[0, 2]), int(about[-1, 2])
+        before = self.last.get(first, -1)
+        if first != last or places[-1] - before != len(places):
+            self._missed(before, places, self.order(self.epochs[first]))
+        self.last[last] = int(places[-1])
+        if end:
+            self.order.epoch = self.epochs[first] + 1
+            for reading in {first, last}:
+                self.last.pop(reading, None)
+            self._tell()
+        return np.int64(0)
 
-    def watch(self, last: Any, batch: Any) -> Any:
-        """Where places are missing in a batch, since the ``last`` one of the batch before it."""
-        import tensorflow as tf
-
-        x, (y, places, numbers) = batch
-        whole = tf.equal(places[-1] - last, tf.size(places, tf.int64))
-        places = tf.cond(
-            whole,
-            lambda: places,
-            lambda: tf.numpy_function(self.missed, [last, places, numbers[0]], tf.int64),
-        )
-        places = tf.ensure_shape(places, [None])
-        return places[-1], (x, (y, places, numbers))
-
-    def missed(self, last: np.int64, places: np.ndarray, epoch: np.int64) -> np.ndarray:
-        order, names, skipped = self.order(epoch), self.examples.names, self.examples.skipped
-        for place in places:
+    def _missed(self, last: int, places: np.ndarray, order: np.ndarray) -> None:
+        """Notes what was left out between the places that came, in the order of an epoch."""
+        names, skipped = self.examples.names, self.examples.skipped
+        for place in places.tolist():
             stop = place if place > last else len(order)  # where the epoch began again
             for i in order[last + 1 : stop]:
                 name = str(names[i]) if len(names) else f"example {i}"
@@ -223,7 +221,16 @@ class _Log:
                 if name not in skipped:
                     skipped.append(name)
             last = place
-        return places
+
+    def _tell(self) -> None:
+        skipped = self.examples.skipped
+        if len(skipped) > self.told:
+            self.told = len(skipped)
+            warnings.warn(
+                f"{len(skipped)} {self.examples.what} could not be read and were skipped: "
+                f"{shown(skipped, 20)}",
+                stacklevel=2,
+            )
 
 
 def _checked(plan: Plan) -> Plan:

@@ -53,6 +53,8 @@ def arrays(
     """
     import tensorflow as tf
 
+    if y is None:
+        raise ValueError("y, the labels, is missing")
     x = _arrays.each(_arrays.to_numpy, _arrays.bare(x))
     leaves = [v for v in keras.tree.flatten(x) if v is not None]
     checked(labels)

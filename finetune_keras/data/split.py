@@ -26,7 +26,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.n
         >>> len(rest), len(part), np.array([0, 0, 0, 0, 1, 1])[part].tolist()
         (4, 2, [0, 1])
     """
-    if isinstance(fraction, bool) or not 0 < fraction < 1:
+    number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    if not number or not 0 < fraction < 1:
         raise ValueError(f"the fraction to split off is between 0 and 1; given {fraction!r}")
     rng = np.random.default_rng([int(seed), 0x5EED])
     labels = np.asarray(labels)

@@ -16,7 +16,7 @@ from finetune_keras.data import folders, pixels
 from finetune_keras.data.images import from_files
 from finetune_keras.data.labels import encode
 
-__all__ = ["read", "table"]
+__all__ = ["listed", "read", "table"]
 
 _X = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 _Y = ("label", "labels", "class", "class_name", "target", "category", "y")
@@ -91,6 +91,29 @@ def table(
         "channels": channels,
         "draft": draft,
     }
+    files, targets, names = listed(rows, x, y, folder, class_names, labels, delimiter)
+    return from_files(
+        files,
+        targets,
+        names,
+        settings,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        strict=strict,
+    )
+
+
+def listed(
+    rows: Any,
+    x: str | None = None,
+    y: str | Sequence[str] | None = None,
+    folder: str | os.PathLike | None = None,
+    class_names: Sequence[str] | None = None,
+    labels: str = "auto",
+    delimiter: str | None = None,
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """The files, their labels and the names of the classes, all as of `table`."""
     columns, where, beside = read(rows, delimiter)
     paths = columns[_column(columns, x, _X, "x")]
     several = not isinstance(y, str | None)
@@ -113,16 +136,7 @@ def table(
             f"none of {len(files)} files is there, the first is {files[0]!r}: give folder=, that "
             "the paths begin from"
         )
-    return from_files(
-        files,
-        targets,
-        names,
-        settings,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        strict=strict,
-    )
+    return files, targets, names
 
 
 def read(rows: Any, delimiter: str | None = None) -> tuple[dict[str, list], Any, Path]:
@@ -140,6 +154,11 @@ def read(rows: Any, delimiter: str | None = None) -> tuple[dict[str, list], Any,
     path = Path(rows).expanduser()
     if path.suffix.lower() in (".pkl", ".pickle", ".joblib"):
         raise ValueError(f"{str(path)!r} is a pickle, which can run any code when it is read")
+    if path.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is a folder; expected a CSV file. finetune_keras.data.images reads "
+            "folders"
+        )
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     if delimiter is None:
