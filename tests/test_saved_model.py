@@ -300,6 +300,23 @@ else:
 
 
 @tensorflow
+def test_a_frozen_backbone_is_frozen_after_loading_and_thaws(net, tmp_path):
+    x, y = images()
+    model = ftk.build(net, heads.Classification(3), freeze=select.backbone())
+    model.save(tmp_path / "frozen.keras")
+    saved_files.Store.known.clear()
+    for load in (keras.models.load_model, ftk.load):
+        again = load(tmp_path / "frozen.keras", safe_mode=False)
+        before = snapshot(again)
+        again.fit(x, y, verbose=0)
+        assert names(moved(before, again)) == {"ftk_head_output/kernel", "ftk_head_output/bias"}
+    ftk.thaw(again, select.blocks(-1), learning_rate=1e-2)
+    before = snapshot(again)
+    again.fit(x, y, verbose=0)
+    assert {"net/block2/conv1/kernel"} <= names(moved(before, again))
+
+
+@tensorflow
 @pytest.mark.parametrize("instead", ["text", "nothing"])
 def test_a_file_with_another_savedmodel_is_refused(net, folder, tmp_path, instead, monkeypatch):
     import zipfile
@@ -363,6 +380,17 @@ def test_dicts_in_and_out(folder):
         folder("encoder"), input_shape={"input_word_ids": (7,), "input_mask": (7,)}
     )
     assert fixed.model.output["sequence_output"].shape == (None, 7, 8)
+
+
+@tensorflow
+def test_a_head_on_a_sequence_leaves_padding_out(folder):
+    base = ftk.backbone(folder("encoder"), output_key="sequence_output")
+    model = ftk.build(base, heads.Classification(3))
+    ids = np.ones((2, 5), "int32")
+    mask = np.array([[1, 1, 1, 0, 0]] * 2, "int32")
+    ids[1, 3:] = 7
+    out = value(model({"input_word_ids": ids, "input_mask": mask}))
+    np.testing.assert_allclose(out[0], out[1], atol=1e-6)
 
 
 @tensorflow
@@ -742,7 +770,7 @@ def test_nested_attention_is_one_block_and_a_lone_norm_waits_for_the_next():
     assert _grouped(names) == ["enc/block_0", "enc/block_1"]
 
 
-def test_looks_like_a_savedmodel(tmp_path):
+def test_looks_like_a_savedmodel(tmp_path, monkeypatch):
     from finetune_keras.backbones.saved_model import looks_like_saved_model
 
     assert looks_like_saved_model("https://tfhub.dev/x/1")
@@ -752,3 +780,8 @@ def test_looks_like_a_savedmodel(tmp_path):
     assert looks_like_saved_model(tmp_path)
     assert looks_like_saved_model(str(tmp_path))
     assert not looks_like_saved_model(Path("nowhere"))
+    (tmp_path / "resnet50").mkdir()
+    (tmp_path / "resnet50" / "saved_model.pb").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert looks_like_saved_model("./resnet50")
+    assert not looks_like_saved_model("resnet50"), "the architecture is meant"

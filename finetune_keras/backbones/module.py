@@ -72,6 +72,7 @@ class Module:
         self.losses = self._losses(found)
         self.variables = tuple(found)
         self.weights = tuple(self._weights(found))
+        self._outputs: dict[str, Any] = {}
         more = len(found) < len(read) or (store is None and _keeps_more(folder))
         self.store = store or Store(folder, values=more or bool(self.fixed))
 
@@ -107,6 +108,17 @@ class Module:
         import tensorflow as tf
 
         specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs)
+        key = str(specs)
+        if key not in self._outputs:
+            self._outputs[key] = self._outputs_for(specs)
+        # New tensors each time: a graph goes by their identity.
+        return keras.tree.map_structure(
+            lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), self._outputs[key]
+        )
+
+    def _outputs_for(self, specs: Any) -> Any:
+        import tensorflow as tf
+
         try:
             traced = tf.function(lambda x: self.run(x)).get_concrete_function(specs)
         except Exception as e:  # TensorFlow's errors are of many kinds here, and long
