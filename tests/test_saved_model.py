@@ -149,7 +149,7 @@ def test_it_learns_to_tell_classes(net):
     x, y = images(30)
     x = x * 0.2 + 0.3 * np.eye(3, dtype="float32")[y][:, None, None, :]
     model = ftk.build(net, heads.Classification(3), optimizer="adam", learning_rate=1e-2)
-    model.fit(x, y, epochs=30, batch_size=10, verbose=0)
+    model.fit(x, y, epochs=20, batch_size=10, verbose=0)
     assert model.evaluate(x, y, verbose=0)[1] > 0.9
 
 
@@ -430,6 +430,31 @@ def test_text_goes_in_as_strings(folder, tmp_path):
     assert features.shapes[0][-1] == 8 if hasattr(features, "shapes") else True
 
 
+@tensorflow
+def test_a_preprocessor_and_an_encoder_are_one_backbone(folder, tmp_path):
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = ftk.backbone(folder("tokens"))
+    encoder = ftk.backbone(folder("encoder"), output_key="pooled_output")
+    inputs = keras.Input((), dtype="string")
+    whole = keras.Model(inputs, encoder.model(before.model(inputs)), name="texts")
+    base = ftk.backbone(whole)
+    assert [b.name for b in base.blocks] == ["word_embeddings", "layer_0", "layer_1", "layer_2"]
+    x = tf.constant(["the cat sat", "a dog"])
+    theirs = foreign(folder("encoder"))(foreign(folder("tokens"))(x), training=False)
+    same(base.model(x, training=False), theirs["pooled_output"], atol=1e-6)
+    model = ftk.build(base, heads.Classification(2), freeze=select.up_to("layer_1"))
+    data = tf.data.Dataset.from_tensor_slices((x, [0, 1])).batch(2)
+    start = snapshot(model)
+    ftk.fit(model, data, epochs=2, verbose=0)
+    assert len(moved(start, model)) == 4
+    model.save(tmp_path / "texts.keras")
+    saved_files.Store.known.clear()
+    same(ftk.load(tmp_path / "texts.keras", safe_mode=False)(x), model(x), atol=1e-6)
+
+
 # Modules that cannot learn
 
 
@@ -677,6 +702,30 @@ def test_an_export_of_keras_on_jax_learns(tmp_path):
     before = snapshot(model)
     model.fit(x, np.arange(4) % 3, verbose=0)
     assert len(moved(before, model)) == len(model.trainable_variables) == 19
+
+
+@pytest.mark.slow
+@tensorflow
+def test_it_learns_on_two_devices(folder, tmp_path):
+    code = f"""
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+import finetune_keras as ftk
+from finetune_keras import heads
+from conftest import moved, snapshot
+x, y = np.random.default_rng(0).uniform(0, 1, (8, 8, 8, 3)), np.arange(8) % 3
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    base = ftk.backbone({str(folder("conv_net"))!r}, input_shape=(8, 8, 3))
+    model = ftk.build(base, heads.Classification(3))
+before = snapshot(model)
+model.fit(x, y, verbose=0)
+assert len(moved(before, model)) == len(before) == 27
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
 
 
 # The contracts of all backbones

@@ -175,10 +175,15 @@ class Module:
 
     def _read_by(self, functions: list[Any]) -> list[Any]:
         """The variables that functions capture, in the order in which they do."""
-        known = self._made or list(getattr(self.loaded, "variables", []))
-        by_handle = {id(v.handle): v for v in known}
-        handles = [h for f in functions for h in f.captured_inputs]
-        found = [by_handle[id(h)] for h in handles if id(h) in by_handle]
+        import tensorflow as tf
+
+        known = {}
+        for v in self._made or getattr(self.loaded, "variables", []):
+            # Under a distribution strategy functions capture the variable, not its handle.
+            mirrored = isinstance(v, tf.distribute.DistributedValues)
+            known[id(v if mirrored else v.handle)] = v
+        captured = [h for f in functions for h in f.captured_inputs]
+        found = [known[id(h)] for h in captured if id(h) in known]
         return list({id(v): v for v in found}.values())
 
     def _losses(self, found: list[Any]) -> list[tuple[Callable[[], Any], tuple[int, ...]]]:
@@ -195,7 +200,9 @@ class Module:
                 f"it has only the signature {self.endpoint!r}, which is for inference (a module "
                 "of TensorFlow 1, or an export)"
             )
-        return "" if self._learnable(found) else "none of its variables is trainable"
+        if not found or self._learnable(found):  # without variables it is preprocessing
+            return ""
+        return "none of its variables is trainable"
 
     def _learnable(self, found: list[Any]) -> set[int]:
         mine = {id(v) for v in found}
@@ -226,6 +233,9 @@ def _load(folder: Path, into: Mapping[int, Any], values: bool) -> tuple[Any, lis
 
     def creator(make, **kwargs):
         variable = into.get(len(made))
+        if kwargs.get("trainable") is False and tf.distribute.has_strategy():
+            # Statistics that each replica moves; a module was rarely saved with this in mind.
+            kwargs["aggregation"] = tf.VariableAggregation.MEAN
         made.append(make(**kwargs) if variable is None else variable)
         return made[-1]
 
