@@ -167,6 +167,15 @@ def test_blocks_are_scopes_in_the_order_in_which_they_compute(net):
 
 
 @tensorflow
+def test_a_module_that_is_called_twice_has_its_blocks_once(net):
+    one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
+    both = keras.layers.Concatenate(name="both")([net.network(one), net.network(two)])
+    base = ftk.backbone(keras.Model([one, two], both, name="siamese"))
+    assert [b.name for b in base.blocks] == ["stem", "block1", "block2"]
+    assert sum(len(b.units) for b in base.blocks) == 25
+
+
+@tensorflow
 def test_a_scope_is_frozen_by_name_and_the_rest_learns(net):
     model = ftk.build(
         net, heads.Classification(3), freeze=select.named(r"net/(stem|block1)"), learning_rate=0.01

@@ -191,8 +191,8 @@ class SavedModelLayer(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shapes and dtypes as measured; for other inputs, as the SavedModel gives them."""
-        if self._module is None:
-            return self._outputs
+        if self._module is None:  # new tensors each time: a graph goes by their identity
+            return _decoded(_encoded(self._outputs))
         return _picked(self._module.outputs(inputs), self.output_key)
 
     def get_config(self) -> dict[str, Any]:
