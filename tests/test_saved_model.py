@@ -503,6 +503,7 @@ def test_an_export_of_keras_learns_in_inference_mode(folder):
     model.fit(x, np.arange(4) % 3, verbose=0)
     still = {p.rsplit("/", 1)[1] for p in set(before) - moved(before, model)}
     assert still == {"moving_mean", "moving_variance"}
+    assert any("export for inference" in note for note in ftk.describe(model).notes)
 
 
 # Handles
