@@ -114,15 +114,16 @@ def _ordered(call: graph.Call) -> tuple[tuple[str, frozenset[int]], ...]:
 
 def _stages(seen: graph.Opened, chunk: list[int], units: list[graph.Unit]) -> list:
     """Paths and units of the blocks inside the one layer of a chunk, if it tells them."""
-    told = [seen.calls[i] for i in chunk if len(_ordered(seen.calls[i])) > 1]
+    told = {id(seen.calls[i].op): seen.calls[i] for i in chunk if _ordered(seen.calls[i])}
     if len(told) != 1:
         return []
+    [call] = told.values()
     found = []
     rest = list(units)
-    for path, ids in _ordered(told[0]):
+    for path, ids in _ordered(call):
         own = tuple(u for u in rest if id(u.variable) in ids)
         rest = [u for u in rest if id(u.variable) not in ids]
-        found.append((f"{told[0].path}/{path}", own))
+        found.append((f"{call.path}/{path}", own))
     path, own = found.pop()
     return [*(pair for pair in found if pair[1]), (path, (*own, *rest))]
 

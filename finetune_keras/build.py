@@ -138,11 +138,13 @@ def attach(inputs: Any, features: Any, head: Head, *, origin: str, name: str) ->
 
 
 def _mask(inputs: Any, features: Any) -> keras.KerasTensor | None:
-    """The input that says which steps of a sequence are tokens: KerasHub's ``padding_mask``."""
+    """The input that says which steps of a sequence are tokens: KerasHub's ``padding_mask``, TF
+    Hub's ``input_mask``.
+    """
     if not isinstance(features, keras.KerasTensor) or len(features.shape) != 3:
         return None
     for t in keras.tree.flatten(inputs):
-        named = t.name.endswith("padding_mask") and len(t.shape) == 2
+        named = t.name.endswith(("padding_mask", "input_mask")) and len(t.shape) == 2
         if named and len({t.shape[1], features.shape[1]} - {None}) < 2:
             return t
     return None

@@ -160,6 +160,22 @@ def encoder(folder: Path) -> Path:
     return folder
 
 
+def tokens(folder: Path) -> Path:
+    """What goes before `encoder`: strings to ids and a mask, without variables."""
+    import tensorflow as tf
+
+    class Tokens(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+        def __call__(self, sentences):
+            words = tf.strings.split(sentences)
+            ids = tf.strings.to_hash_bucket_fast(words.to_tensor(shape=(None, 6)), 20)
+            mask = tf.sequence_mask(words.row_lengths(), 6, tf.int32)
+            return {"input_word_ids": tf.cast(ids, tf.int32), "input_mask": mask}
+
+    tf.saved_model.save(Tokens(), str(folder))
+    return folder
+
+
 def signature(folder: Path) -> Path:
     """A module of TensorFlow 1: a signature, and variables that no call can train."""
     import tensorflow as tf

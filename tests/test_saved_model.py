@@ -149,7 +149,7 @@ def test_it_learns_to_tell_classes(net):
     x, y = images(30)
     x = x * 0.2 + 0.3 * np.eye(3, dtype="float32")[y][:, None, None, :]
     model = ftk.build(net, heads.Classification(3), optimizer="adam", learning_rate=1e-2)
-    model.fit(x, y, epochs=30, batch_size=10, verbose=0)
+    model.fit(x, y, epochs=20, batch_size=10, verbose=0)
     assert model.evaluate(x, y, verbose=0)[1] > 0.9
 
 
@@ -164,6 +164,15 @@ def test_blocks_are_scopes_in_the_order_in_which_they_compute(net):
     assert {u.path for u in chosen} == {u.path for b in net.blocks[:2] for u in b.units}
     chosen = select.resolve(net.network, select.after("block1/conv1"))
     assert {u.path for u in chosen} == {u.path for u in net.blocks[2].units}
+
+
+@tensorflow
+def test_a_module_that_is_called_twice_has_its_blocks_once(net):
+    one, two = keras.Input((8, 8, 3), name="one"), keras.Input((8, 8, 3), name="two")
+    both = keras.layers.Concatenate(name="both")([net.network(one), net.network(two)])
+    base = ftk.backbone(keras.Model([one, two], both, name="siamese"))
+    assert [b.name for b in base.blocks] == ["stem", "block1", "block2"]
+    assert sum(len(b.units) for b in base.blocks) == 25
 
 
 @tensorflow
@@ -300,6 +309,23 @@ else:
 
 
 @tensorflow
+def test_a_frozen_backbone_is_frozen_after_loading_and_thaws(net, tmp_path):
+    x, y = images()
+    model = ftk.build(net, heads.Classification(3), freeze=select.backbone())
+    model.save(tmp_path / "frozen.keras")
+    saved_files.Store.known.clear()
+    for load in (keras.models.load_model, ftk.load):
+        again = load(tmp_path / "frozen.keras", safe_mode=False)
+        before = snapshot(again)
+        again.fit(x, y, verbose=0)
+        assert names(moved(before, again)) == {"ftk_head_output/kernel", "ftk_head_output/bias"}
+    ftk.thaw(again, select.blocks(-1), learning_rate=1e-2)
+    before = snapshot(again)
+    again.fit(x, y, verbose=0)
+    assert {"net/block2/conv1/kernel"} <= names(moved(before, again))
+
+
+@tensorflow
 @pytest.mark.parametrize("instead", ["text", "nothing"])
 def test_a_file_with_another_savedmodel_is_refused(net, folder, tmp_path, instead, monkeypatch):
     import zipfile
@@ -366,6 +392,17 @@ def test_dicts_in_and_out(folder):
 
 
 @tensorflow
+def test_a_head_on_a_sequence_leaves_padding_out(folder):
+    base = ftk.backbone(folder("encoder"), output_key="sequence_output")
+    model = ftk.build(base, heads.Classification(3))
+    ids = np.ones((2, 5), "int32")
+    mask = np.array([[1, 1, 1, 0, 0]] * 2, "int32")
+    ids[1, 3:] = 7
+    out = value(model({"input_word_ids": ids, "input_mask": mask}))
+    np.testing.assert_allclose(out[0], out[1], atol=1e-6)
+
+
+@tensorflow
 def test_dropout_of_a_module_without_statistics_stays_on_while_part_of_it_learns(folder):
     base = ftk.backbone(folder("encoder"), output_key="pooled_output")
     ftk.freeze(base.network, select.blocks(slice(0, 3)))
@@ -398,8 +435,33 @@ def test_text_goes_in_as_strings(folder, tmp_path):
     again = ftk.load(tmp_path / "text.keras", safe_mode=False)
     same(again(x), expected, atol=1e-6)
     ftk.freeze(model, select.backbone())
-    features = ftk.features(ftk.split(model)[0], x)
-    assert features.shapes[0][-1] == 8 if hasattr(features, "shapes") else True
+    features, _, _ = ftk.features(ftk.split(model)[0], x).view()
+    same(features, base.model(x), atol=1e-6)
+
+
+@tensorflow
+def test_a_preprocessor_and_an_encoder_are_one_backbone(folder, tmp_path):
+    import tensorflow as tf
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = ftk.backbone(folder("tokens"))
+    encoder = ftk.backbone(folder("encoder"), output_key="pooled_output")
+    inputs = keras.Input((), dtype="string")
+    whole = keras.Model(inputs, encoder.model(before.model(inputs)), name="texts")
+    base = ftk.backbone(whole)
+    assert [b.name for b in base.blocks] == ["word_embeddings", "layer_0", "layer_1", "layer_2"]
+    x = tf.constant(["the cat sat", "a dog"])
+    theirs = foreign(folder("encoder"))(foreign(folder("tokens"))(x), training=False)
+    same(base.model(x, training=False), theirs["pooled_output"], atol=1e-6)
+    model = ftk.build(base, heads.Classification(2), freeze=select.up_to("layer_1"))
+    data = tf.data.Dataset.from_tensor_slices((x, [0, 1])).batch(2)
+    start = snapshot(model)
+    ftk.fit(model, data, epochs=2, verbose=0)
+    assert len(moved(start, model)) == 4
+    model.save(tmp_path / "texts.keras")
+    saved_files.Store.known.clear()
+    same(ftk.load(tmp_path / "texts.keras", safe_mode=False)(x), model(x), atol=1e-6)
 
 
 # Modules that cannot learn
@@ -441,6 +503,7 @@ def test_an_export_of_keras_learns_in_inference_mode(folder):
     model.fit(x, np.arange(4) % 3, verbose=0)
     still = {p.rsplit("/", 1)[1] for p in set(before) - moved(before, model)}
     assert still == {"moving_mean", "moving_variance"}
+    assert any("export for inference" in note for note in ftk.describe(model).notes)
 
 
 # Handles
@@ -651,6 +714,30 @@ def test_an_export_of_keras_on_jax_learns(tmp_path):
     assert len(moved(before, model)) == len(model.trainable_variables) == 19
 
 
+@pytest.mark.slow
+@tensorflow
+def test_it_learns_on_two_devices(folder, tmp_path):
+    code = f"""
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+import finetune_keras as ftk
+from finetune_keras import heads
+from conftest import moved, snapshot
+x, y = np.random.default_rng(0).uniform(0, 1, (8, 8, 8, 3)), np.arange(8) % 3
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    base = ftk.backbone({str(folder("conv_net"))!r}, input_shape=(8, 8, 3))
+    model = ftk.build(base, heads.Classification(3))
+before = snapshot(model)
+model.fit(x, y, verbose=0)
+assert len(moved(before, model)) == len(before) == 27
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+
+
 # The contracts of all backbones
 
 
@@ -742,7 +829,7 @@ def test_nested_attention_is_one_block_and_a_lone_norm_waits_for_the_next():
     assert _grouped(names) == ["enc/block_0", "enc/block_1"]
 
 
-def test_looks_like_a_savedmodel(tmp_path):
+def test_looks_like_a_savedmodel(tmp_path, monkeypatch):
     from finetune_keras.backbones.saved_model import looks_like_saved_model
 
     assert looks_like_saved_model("https://tfhub.dev/x/1")
@@ -752,3 +839,8 @@ def test_looks_like_a_savedmodel(tmp_path):
     assert looks_like_saved_model(tmp_path)
     assert looks_like_saved_model(str(tmp_path))
     assert not looks_like_saved_model(Path("nowhere"))
+    (tmp_path / "resnet50").mkdir()
+    (tmp_path / "resnet50" / "saved_model.pb").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert looks_like_saved_model("./resnet50")
+    assert not looks_like_saved_model("resnet50"), "the architecture is meant"

@@ -165,6 +165,11 @@ class SavedModelLayer(keras.layers.Layer):
         """What `finetune_keras.describe` says of it, besides its blocks."""
         if self.fixed:
             return f"{self.name!r} cannot learn: {self.fixed}"
+        if self.trainable_variables and self._module and self._module.endpoint == "serve":
+            return (
+                f"{self.name!r} is an export for inference: also while it learns its dropout is "
+                "off, and its normalisations keep their statistics"
+            )
         if self.trainable_variables and not self.learns and self._module and self._module.trains:
             return (
                 f"{self.name!r} runs in inference mode, its dropout too, as long as any of its "
@@ -191,8 +196,8 @@ class SavedModelLayer(keras.layers.Layer):
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         """Shapes and dtypes as measured; for other inputs, as the SavedModel gives them."""
-        if self._module is None:
-            return self._outputs
+        if self._module is None:  # new tensors each time: a graph goes by their identity
+            return _decoded(_encoded(self._outputs))
         return _picked(self._module.outputs(inputs), self.output_key)
 
     def get_config(self) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Module:
         self.losses = self._losses(found)
         self.variables = tuple(found)
         self.weights = tuple(self._weights(found))
+        self._outputs: dict[str, Any] = {}
         more = len(found) < len(read) or (store is None and _keeps_more(folder))
         self.store = store or Store(folder, values=more or bool(self.fixed))
 
@@ -107,6 +108,17 @@ class Module:
         import tensorflow as tf
 
         specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), inputs)
+        key = str(specs)
+        if key not in self._outputs:
+            self._outputs[key] = self._outputs_for(specs)
+        # New tensors each time: a graph goes by their identity.
+        return keras.tree.map_structure(
+            lambda t: keras.KerasTensor(t.shape, dtype=t.dtype), self._outputs[key]
+        )
+
+    def _outputs_for(self, specs: Any) -> Any:
+        import tensorflow as tf
+
         try:
             traced = tf.function(lambda x: self.run(x)).get_concrete_function(specs)
         except Exception as e:  # TensorFlow's errors are of many kinds here, and long
@@ -163,10 +175,15 @@ class Module:
 
     def _read_by(self, functions: list[Any]) -> list[Any]:
         """The variables that functions capture, in the order in which they do."""
-        known = self._made or list(getattr(self.loaded, "variables", []))
-        by_handle = {id(v.handle): v for v in known}
-        handles = [h for f in functions for h in f.captured_inputs]
-        found = [by_handle[id(h)] for h in handles if id(h) in by_handle]
+        import tensorflow as tf
+
+        known = {}
+        for v in self._made or getattr(self.loaded, "variables", []):
+            # Under a distribution strategy functions capture the variable, not its handle.
+            mirrored = isinstance(v, tf.distribute.DistributedValues)
+            known[id(v if mirrored else v.handle)] = v
+        captured = [h for f in functions for h in f.captured_inputs]
+        found = [known[id(h)] for h in captured if id(h) in known]
         return list({id(v): v for v in found}.values())
 
     def _losses(self, found: list[Any]) -> list[tuple[Callable[[], Any], tuple[int, ...]]]:
@@ -183,7 +200,9 @@ class Module:
                 f"it has only the signature {self.endpoint!r}, which is for inference (a module "
                 "of TensorFlow 1, or an export)"
             )
-        return "" if self._learnable(found) else "none of its variables is trainable"
+        if not found or self._learnable(found):  # without variables it is preprocessing
+            return ""
+        return "none of its variables is trainable"
 
     def _learnable(self, found: list[Any]) -> set[int]:
         mine = {id(v) for v in found}
@@ -214,6 +233,9 @@ def _load(folder: Path, into: Mapping[int, Any], values: bool) -> tuple[Any, lis
 
     def creator(make, **kwargs):
         variable = into.get(len(made))
+        if kwargs.get("trainable") is False and tf.distribute.has_strategy():
+            # Statistics that each replica moves; a module was rarely saved with this in mind.
+            kwargs["aggregation"] = tf.VariableAggregation.MEAN
         made.append(make(**kwargs) if variable is None else variable)
         return made[-1]
 

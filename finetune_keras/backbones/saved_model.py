@@ -12,6 +12,7 @@ import keras
 
 from finetune_keras import _optional
 from finetune_keras._errors import WeightsError
+from finetune_keras.backbones import applications
 from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.module import Module, require_tensorflow
@@ -25,6 +26,8 @@ def looks_like_saved_model(source: object) -> bool:
     """Whether a source is a handle of TF Hub or Kaggle, or the folder of a SavedModel."""
     if isinstance(source, str) and re.match(r"https?://", source):
         return True
+    if isinstance(source, str) and applications.tidy(source) in applications.names():
+        return False  # a folder of that name is "./resnet50"
     return isinstance(source, str | os.PathLike) and holds(source)
 
 
