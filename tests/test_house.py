@@ -33,6 +33,8 @@ ORDER = [
     "data.memory",
     "data.tables",
     "data.scanning",
+    "data.augment",
+    "data.preview",
     "data",
     "precision",
     "tape",
