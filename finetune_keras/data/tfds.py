@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from finetune_keras._errors import nearest
-from finetune_keras._optional import require
 from finetune_keras.data import pixels
 from finetune_keras.data.dataset import Examples, Plan, dataset
 from finetune_keras.data.memory import arrays
@@ -62,7 +61,6 @@ def tfds(
     Raises:
         ValueError: if there is no such data set, split or key, it is not prepared, or an example
             has no label.
-        ImportError: if tensorflow_datasets is not installed.
 
     Examples:
         >>> tfds("beens", data_dir="nowhere")
@@ -93,12 +91,14 @@ def tfds(
         elif kind == "Text":
             made[name] = from_texts(x, labels, names, preprocessor=preprocessor, **how)
         else:
-            made[name] = arrays(np.stack(x), labels, class_names=names or None, **how)
+            kind = "auto" if names else "numbers"
+            made[name] = arrays(np.stack(x), labels, class_names=names or None, labels=kind, **how)
     return made if split is None else made[split]
 
 
 def _builder(source: Any, data_dir: Any, download: bool) -> Any:
-    module = require("tensorflow_datasets", "tfds")
+    import tensorflow_datasets as module
+
     if data_dir is not None and not os.path.isdir(os.path.expanduser(data_dir)) and not download:
         raise ValueError(f"there is no folder data_dir={str(data_dir)!r}")
     if not isinstance(source, str):
@@ -148,7 +148,8 @@ def _keys(builder: Any, keys: Sequence[str] | None) -> tuple[str, str]:
 
 def _rows(builder: Any, split: str, keys: tuple[str, str]) -> tuple[list, list]:
     """All examples of a split, in their order, images not decoded."""
-    module = require("tensorflow_datasets", "tfds")
+    import tensorflow_datasets as module
+
     image = type(builder.info.features[keys[0]]).__name__ == "Image"
     decoders = {keys[0]: module.decode.SkipDecoding()} if image else None
     try:
