@@ -50,6 +50,9 @@ def test_a_file_without_a_header_and_with_quotation_marks_that_are_text(tmp_path
     path = write(tmp_path, "sms.tsv", 'ham\tHe said "yes\nspam\tWin, win\n')
     ds = ftk.data.text(path, columns=["label", "text"], shuffle=False)
     assert contents(ds) == [('He said "yes', 0), ("Win, win", 1)]
+    bare = write(tmp_path, "SMSCollection", path.read_bytes())
+    again = ftk.data.text(bare, columns=["label", "text"], delimiter="\t", shuffle=False)
+    assert contents(again) == contents(ds)
     latin = write(tmp_path, "latin.csv", "text,label\nGrüße,a\nTschüß,b\n", "latin-1")
     assert contents(ftk.data.text(latin, encoding="latin-1", shuffle=False))[0] == ("Grüße", 0)
 
@@ -145,6 +148,8 @@ def test_training_with_a_preprocessor_on_every_backend(tmp_path):
     [
         (lambda d: ftk.data.text(d / "none.csv"), ValueError, "there is no file"),
         (lambda d: ftk.data.text(d / "a.pkl"), ValueError, "no file of text by its ending"),
+        (lambda d: ftk.data.text(d / "no.ending"), ValueError, "give delimiter= to read it"),
+        (lambda d: ftk.data.text(d / "a.pkl", delimiter=","), ValueError, "no file of text"),
         (lambda d: ftk.data.text(d / "m.csv", x="txt"), ValueError, "did you mean 'text'"),
         (lambda d: ftk.data.text(d / "m.csv", y="text2"), ValueError, "no column 'text2'"),
         (lambda d: ftk.data.text(d / "odd.csv"), ValueError, "give x=, the name of a column"),

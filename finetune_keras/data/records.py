@@ -16,6 +16,7 @@ __all__ = ["JSON", "TABLES", "read"]
 TABLES = (".csv", ".tsv", ".txt", ".tab")
 JSON = (".jsonl", ".ndjson")
 
+_CODE = (".pkl", ".pickle", ".joblib")
 _LIMIT = 16 * 2**20  # characters in one field; Python's own limit is 131,072
 
 
@@ -44,9 +45,10 @@ def read(
         ValueError: if the file cannot be divided into rows.
     """
     ending = path.suffix.lower()
-    if ending not in TABLES + JSON:
+    if ending in _CODE or (ending not in TABLES + JSON and delimiter is None):
         known = nearest(ending, [*TABLES, *JSON])
-        raise ValueError(f"{str(path)!r} is no file of text by its ending: {known}")
+        hint = "" if ending in _CODE else "; give delimiter= to read it as a table"
+        raise ValueError(f"{str(path)!r} is no file of text by its ending: {known}{hint}")
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     try:

@@ -118,8 +118,11 @@ def _builder(source: Any, data_dir: Any, download: bool) -> Any:
             raise ValueError(f"there is no data set {source!r}: {nearest(source, known)}") from None
         except Exception as e:  # of many kinds: a version, a config, a file
             raise ValueError(f"the data set {source!r}: {_line(e)}") from e
-    if download:
-        builder.download_and_prepare()
+    if download and not builder.info.splits:
+        try:
+            builder.download_and_prepare()
+        except Exception as e:
+            raise ValueError(f"{builder.info.name!r} cannot be downloaded: {_line(e)}") from e
     if not builder.info.splits:
         raise ValueError(
             f"{builder.info.full_name!r} is not prepared in {str(builder.info.data_dir)!r}: give "
