@@ -465,3 +465,32 @@ def test_a_file_does_not_reach_into_other_files(tmp_path):
         file["model_weights/x/x/kernel:0"] = h5py.ExternalLink("secret.h5", "kernel")
     with pytest.raises(WeightsError, match="a link in place of 'x/kernel:0'"):
         files.load_model(path)
+
+
+def mangled(value, rng, odds=0.03):
+    """A copy with some of its parts lost, or in place of others."""
+    if isinstance(value, dict):
+        kept = {k: mangled(v, rng) for k, v in value.items() if rng.random() > odds}
+        return kept if rng.random() > odds / 3 else list(kept)
+    if isinstance(value, list):
+        kept = [mangled(v, rng) for v in value if rng.random() > odds]
+        return kept if rng.random() > odds / 3 else {"a": kept}
+    return value if rng.random() > odds / 3 else rng.choice([None, -1, "x", True, 1e30])
+
+
+SEEDS = [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 9))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_damaged_configs_give_a_model_or_one_line(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    spec, weights = teachable()
+    refused = []
+    for _ in range(25):
+        path = write(tmp_path / "m.h5", mangled(spec, rng), weights)
+        try:
+            files.load_model(path)
+        except WeightsError as e:
+            refused.append(str(e))
+    assert refused
+    assert not [text for text in refused if "\n" in text or len(text) > 600]
