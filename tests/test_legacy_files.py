@@ -455,6 +455,24 @@ def test_what_cannot_be_read_is_named(tmp_path, spec, weights, message):
     assert "m.h5" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("model_weights", "a config and no weights"),
+        ("model_weights/x", "lists a layer 'x' and has it not"),
+        ("model_weights/x/x/bias:0", "lacks the weight 'x/bias:0'"),
+    ],
+)
+def test_a_file_that_lacks_what_it_lists(tmp_path, lost, message):
+    weights = {"x": {"x/kernel:0": draw(4, 3), "x/bias:0": draw(3)}}
+    path = write(tmp_path / "m.h5", one(dense("x")), weights)
+    assert files.load_model(path).count_params() == 15
+    with h5py.File(path, "a") as file:
+        del file[lost]
+    with pytest.raises(WeightsError, match=message):
+        files.load_model(path)
+
+
 def test_a_file_does_not_reach_into_other_files(tmp_path):
     with h5py.File(tmp_path / "secret.h5", "w") as file:
         file["kernel"] = draw(4, 3)
