@@ -3,13 +3,17 @@
 import copy
 import io
 import json
+import tempfile
 import zipfile
+from pathlib import Path
 
+import contracts
 import h5py
 import keras
 import numpy as np
 import pytest
 from conftest import learners, moved, same, snapshot, value
+from networks import Network
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, backbone, heads, select
@@ -512,3 +516,29 @@ def test_damaged_configs_give_a_model_or_one_line(tmp_path, seed):
             refused.append(str(e))
     assert refused
     assert not [text for text in refused if "\n" in text or len(text) > 600]
+
+
+def read_from_a_file():
+    with tempfile.TemporaryDirectory() as folder:
+        base = backbone(write(Path(folder) / "keras_model.h5", *teachable()), cut_at="g")
+    whole = reference()
+    pooled = keras.Model(whole.inputs, whole.layers[-3].output)
+    return base, lambda x: value(pooled(np.array(x), training=False))
+
+
+KERAS_2 = Network("a file of Keras 2", "your own", read_from_a_file)
+QUICK = (*contracts.CHEAP, "freeze", "file", "load")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
+        for n in contracts.CONTRACTS
+        if n != "remat"  # for transformers
+    ],
+)
+def test_what_is_read_keeps_the_contracts(name):
+    found, why = contracts.run(name, contracts.trial(KERAS_2))
+    # Refused: taps of pooled features, and a stem that does not stride.
+    assert found == "yes" or (name in ("taps", "small stem") and found in ("no", "")), why
