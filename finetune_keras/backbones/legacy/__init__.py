@@ -48,6 +48,8 @@ def load(path: Path) -> keras.Model:
     else:
         with h5py.File(path, "r") as file:
             model, top = network.build(_config(file))
+            if "model_weights" not in file:
+                raise WeightsError("the file has a config and no weights")
             weights.by_names(file["model_weights"], top)
     gates.sharpen(top)
     return model

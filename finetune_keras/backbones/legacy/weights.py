@@ -32,6 +32,9 @@ def by_names(group: h5py.Group, top: Part) -> None:
     todo: list[tuple[keras.Variable, np.ndarray]] = []
     filled = set()
     for name in _strings(group, "layer_names"):
+        if name not in group:
+            raise WeightsError(f"the file is not whole: it lists a layer {name!r} and has it not")
+        _no_links(group, name)
         arrays = [(n, _array(group[name], n)) for n in _strings(group[name], "weight_names")]
         if not arrays:
             continue
