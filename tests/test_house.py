@@ -111,6 +111,7 @@ ORDER = [
     "backbones.torch_weights.vit",
     "backbones.torch_weights",
     "backbones.saved_model",
+    "backbones.named",
     "backbones",
     "build",
     "replace_head",

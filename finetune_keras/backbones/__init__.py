@@ -14,8 +14,8 @@ from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones import (
     applications,
     files,
-    letters,
     models,
+    named,
     preprocessing,
     presets,
     saved_model,
@@ -41,8 +41,6 @@ __all__ = [
     "load_torch",
     "preprocessor",
 ]
-
-_LETTERS = "letters_resnet"
 
 
 def backbone(
@@ -133,7 +131,7 @@ def backbone(
         44 loaded, 1 adapted ('stem_conv/kernel')
     """
     policy = None if dtype is None else precision.checked(dtype)
-    preset = _preset(source)
+    preset = _preset(source, weights)
     if preset is not None:
         shape = pretrained_shape(preset, weights, input_shape, in_channels)
         made = presets.load(
@@ -156,15 +154,14 @@ def backbone(
         _refuse("a SavedModel", weights=weights, input_shape=None, options=_without_key(options))
         made = saved_model.load(source, input_shape=input_shape, **options)
     elif isinstance(source, str | os.PathLike) and torch_weights.is_torch(source):
-        raise WeightsError(_nameless(source))
+        raise WeightsError(named.without_network(source))
     elif files.looks_like_file(source):
         path = files.existing(source)
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
         made = Backbone(files.load_model(path), (), path.name)
     elif isinstance(source, str):
-        made = _by_name(
-            source, weights, pretrained_shape(source, weights, input_shape, in_channels), options
-        )
+        shape = pretrained_shape(source, weights, input_shape, in_channels)
+        made = named.load(source, weights, shape, options)
     else:
         raise TypeError(
             "backbone takes a name, a path, a keras.Model or a Backbone; given "
@@ -173,7 +170,9 @@ def backbone(
     if preset is None and (policy is not None or remat):  # layers of a preset are new ones
         _refuse_foreign(made.network, "remat=" if policy is None else "dtype=")
         made = dataclasses.replace(made, network=rebuilt(made.network, dtype=policy))
-    made = _shortened(made, cut_at, foreign=not isinstance(source, str) or _is_path(source))
+    made = _shortened(
+        made, cut_at, foreign=not isinstance(source, str) or files.looks_like_file(source)
+    )
     made = _preprocessed(made, preprocessing)
     made = small_stem(adapt_channels(made, in_channels), stem)
     if remat:
@@ -181,23 +180,16 @@ def backbone(
     return made
 
 
-def _preset(source: object) -> str | os.PathLike | None:
+def _preset(source: object, weights: object) -> str | os.PathLike | None:
     """The source as a preset of KerasHub, if it is one."""
-    if presets.is_location(source) and not _is_known(source):
+    # No KerasHub where it is not needed: its import takes seconds.
+    if named.is_known(source) or torch_weights.is_torch(weights):
+        return None
+    if presets.is_location(source):
         return source
-    if isinstance(source, str) and not (_is_known(source) or files.looks_like_file(source)):
+    if isinstance(source, str) and not files.looks_like_file(source):
         return presets.find(source)
     return None
-
-
-def _is_known(source: object) -> bool:
-    """Whether it is a name that needs no KerasHub, whose import takes seconds."""
-    known = [*applications.names(), applications.tidy(_LETTERS)]
-    return isinstance(source, str) and applications.tidy(source) in known
-
-
-def _is_path(source: object) -> bool:
-    return files.looks_like_file(source)
 
 
 def _refuse(what: str, *, weights, input_shape, options) -> None:
@@ -224,69 +216,6 @@ def _refuse_foreign(network: keras.Model, option: str) -> None:
                 f"{option} is not for the SavedModel {layer.name!r} of {network.name!r}, which "
                 "computes as it was saved: leave it out"
             )
-
-
-def _by_name(source: str, weights, input_shape, options) -> Backbone:
-    known = applications.names()
-    name = applications.tidy(source)
-    if torch_weights.is_torch(weights):
-        if name not in known and torch_weights.family_of(name) is None:
-            near = nearest(name, torch_weights.names())
-            raise ValueError(f"unknown backbone {source!r} for weights of PyTorch; {near}")
-        return torch_weights.load(name, weights, input_shape, **options)
-    if applications.tidy(source) == applications.tidy(_LETTERS):
-        return _letters(weights, input_shape, options)
-    if name not in known and torch_weights.family_of(name) is not None:
-        raise WeightsError(
-            f"{source!r} is read from files of PyTorch, and Keras has no weights for it: pass "
-            "weights=<path of a .pth or .safetensors file>"
-        )
-    if name not in known:
-        # What begins like the name comes first: "bert" is in "albert" too.
-        tidy = applications.tidy
-        every = [*known, _LETTERS, *presets.names()]
-        every.sort(key=lambda n: not tidy(n).startswith(name))
-        raise ValueError(
-            f"unknown backbone {source!r}; {nearest(source, every, key=tidy)} "
-            "(or the path of a .keras or .h5 file or of a preset's folder, or a keras.Model)"
-        )
-    weights = "imagenet" if weights == "auto" else weights
-    return applications.load(name, weights=weights, input_shape=input_shape, **options)
-
-
-def _nameless(source: str | os.PathLike) -> str:
-    file = torch_weights.read(source)
-    name = torch_weights.looks(file)
-    named = (
-        "name its architecture, as in backbone('resnet50', weights=...), or load it into a "
-        "model of your own with load_torch"
-    )
-    if name is not None:
-        named = f"it looks like {name!r}, so backbone({name!r}, weights={str(source)!r})"
-    return f"{file.name} holds weights and not the network: {named}"
-
-
-def _letters(weights, input_shape, options) -> Backbone:
-    if options:
-        raise TypeError(f"{_LETTERS!r} takes no {', '.join(f'{k}=' for k in options)}")
-    shape = (None, None, 3)
-    if input_shape is not None:
-        shape = applications.checked_shape(_LETTERS, input_shape)
-    network = letters.architecture(shape, name=_LETTERS)
-    if weights in ("auto", "letters"):
-        letters.load_weights(network)
-        weights = "letters"
-    elif weights is not None:
-        if not files.looks_like_file(weights):
-            raise WeightsError(
-                f"unknown weights={weights!r} for {_LETTERS!r}: there are 'letters', None for "
-                "random weights, or the path of a weights file"
-            )
-        files.load_into(network, weights, _LETTERS)
-    shown = weights if weights is None else str(weights)
-    steps = preprocessing.affine([1 / 127.5], [-1.0])
-    source = f"{_LETTERS}, weights={shown!r}"
-    return Backbone(network, tuple(steps), source, pretrained=weights is not None)
 
 
 def _shortened(made: Backbone, cut_at: str | None, *, foreign: bool) -> Backbone:
