@@ -7,7 +7,7 @@ from conftest import value
 from PIL import Image
 
 import finetune_keras as ftk
-from finetune_keras import heads, select
+from finetune_keras import heads
 
 CLASSES = ("ash", "beech", "cedar")
 
@@ -94,14 +94,16 @@ def test_with_both_a_batch_is_mixed_one_way_or_the_other():
 def test_training_on_mixed_images_and_validating_on_whole_ones():
     train, val = constant(24).split(0.25)
     mixed = ftk.data.augmented(train, "medium", mixup=0.2, cutmix=1.0)
-    base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))
+    inputs = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(inputs)
+    x = keras.layers.Dense(8, activation="tanh", name="d")(keras.layers.Flatten()(x))
     head = heads.Classification(class_names=CLASSES)
-    model = ftk.build(base, head, freeze=select.backbone(), learning_rate=0.05)
+    model = ftk.build(keras.Model(inputs, x), head, learning_rate=0.03)
     ftk.compile(model, loss="categorical_crossentropy", metrics=["accuracy"])
-    history = model.fit(mixed, validation_data=ftk.data.one_hot(val), epochs=6, verbose=0).history
+    history = model.fit(mixed, validation_data=ftk.data.one_hot(val), epochs=8, verbose=0).history
     assert history["val_loss"][-1] < history["val_loss"][0]
     assert history["val_accuracy"][-1] > 0.6
-    assert mixed.order.epoch == 6
+    assert mixed.order.epoch == 8
 
 
 def test_what_is_split_off_is_not_augmented():
@@ -112,8 +114,9 @@ def test_what_is_split_off_is_not_augmented():
 
 
 def test_the_layers_go_into_a_model_too(tmp_path):
-    base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))
-    model = ftk.build(base, heads.Classification(3), augment=ftk.data.augment("strong"))
+    inputs = keras.Input((16, 16, 3))
+    own = keras.Model(inputs, keras.layers.Conv2D(4, 3, activation="relu", name="c")(inputs))
+    model = ftk.build(own, heads.Classification(3), augment=ftk.data.augment("strong"))
     x, y = epoch(constant())
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "m.keras")
