@@ -136,7 +136,7 @@ def _count(path: Path) -> int:
 
 
 def _h5py():
-    import h5py  # comes with Keras; read here alone
+    import h5py  # comes with Keras
 
     return h5py
 
