@@ -128,6 +128,24 @@ def slow_marks(name: str, fast=REPRESENTATIVES) -> tuple:
     return (pytest.mark.slow,) if slow else ()
 
 
+# Tests of files, tables and pipelines, where no backend computes: on TensorFlow by default.
+NO_BACKEND = (
+    "test_data_corruption",
+    "test_data_scan",
+    "test_data_tables",
+    "test_data_text",
+    "test_data_tfds",
+    "test_list_backbones",
+)
+
+
+def pytest_collection_modifyitems(items):
+    if keras.backend.backend() != "tensorflow":
+        for item in items:
+            if item.module.__name__ in NO_BACKEND:
+                item.add_marker(pytest.mark.slow)
+
+
 def pytest_make_parametrize_id(config, val, argname):
     """Names without addresses: the workers of pytest-xdist have to agree on them."""
     if isinstance(val, np.ndarray):
