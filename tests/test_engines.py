@@ -218,7 +218,7 @@ def test_others_agree_and_leave_the_model_alone(name, make, tmp_path, monkeypatc
         assert [m.training for m in model.modules()] == flags
         assert {k: id(v) for k, v in vars(model).items()} == before
     assert chosen.record.name == name
-    assert 0 < chosen.record.error < 1e-5
+    assert chosen.record.error < 1e-5  # 0 where the processor adds up as Keras does
     assert chosen.record.examples_per_second > 0
     found = chosen.run(arrays)
     assert [x.dtype for x in found] == [x.dtype for x in expected]

@@ -586,7 +586,7 @@ def test_wrong_options_are_one_line(name, options, message, folder):
 @tensorflow
 def test_folders_that_are_no_savedmodel(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ftk.WeightsError, match=r"without saved_model\.pb"):
+    with pytest.raises(ftk.WeightsError, match=r"is empty; expected .* SavedModel"):
         ftk.backbone(tmp_path / "empty")
     with pytest.raises(ftk.WeightsError, match=r"such as its 'conv_net'"):
         ftk.backbone(folder("conv_net").parent)

@@ -16,8 +16,8 @@ __all__ = ["is_handle", "located", "reworded"]
 
 _HANDLE = re.compile(r"(hf|kaggle|modelscope)://.+")
 _FORMATS = (
-    "expected a preset of KerasHub (config.json, model.weights.h5), or a checkpoint of Hugging "
-    "Face or timm (config.json, model.safetensors)"
+    "expected a preset of KerasHub (config.json, model.weights.h5), a checkpoint of Hugging "
+    "Face or timm (config.json, model.safetensors), or a SavedModel (saved_model.pb)"
 )
 _LIBRARIES = {"transformers": "Hugging Face", "timm": "timm"}
 
@@ -60,7 +60,9 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
     if "config.json" not in have:
         file = next((n for n in have if n.endswith((".keras", ".h5"))), None)
+        inside = sorted(p.parent.name for p in folder.glob("*/saved_model.pb"))
         meant = f"; or name the file, as {os.path.join(shown, file)!r}" if file else ""
+        meant = f"; or name a folder in it, such as its {inside[0]!r}" if inside else meant
         raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}{meant}")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -31,11 +31,8 @@ def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> 
     if path.is_file():
         return path
     if path.is_dir():
-        inside = sorted(p.parent.name for p in path.glob("*/saved_model.pb"))
         raise WeightsError(
-            f"{str(path)!r} is a folder without saved_model.pb; expected a "
-            f"{' or '.join(suffixes[:2])} file, or "
-            f"the folder of a SavedModel{f', such as its {inside[0]!r}' if inside else ''}"
+            f"{str(path)!r} is a folder; expected a {' or '.join(suffixes[:2])} file"
         )
     if not path.parent.is_dir():
         named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in suffixes
