@@ -35,7 +35,10 @@ def data(model):
     return (x if len(x) > 1 else next(iter(x.values()))), np.array([0, 1, 0, 1])
 
 
-@pytest.mark.parametrize("name", ["BERT", "ViT", "Swin", "T5"])
+@pytest.mark.parametrize(
+    "name",
+    ["BERT", "ViT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Swin", "T5"))],
+)
 def test_a_step_is_the_same(name):
     plain, again = pair(name)
     x, y = data(plain)
