@@ -234,6 +234,34 @@ def test_files_are_resized_and_large_lists_are_read_in_pieces(folder, monkeypatc
     np.testing.assert_allclose(found.probabilities[:3], found.probabilities[3:], rtol=1e-5)
 
 
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+def test_pixels_of_files_are_those_of_training(tmp_path, resize):
+    """Turned by EXIF, transparent, of 16 bits, and larger than the model takes."""
+    from PIL import Image
+
+    from finetune_keras import data
+
+    rng = np.random.default_rng(2)
+    for name in ("only", "other"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "other/z.png")
+    colours = np.kron(rng.integers(0, 256, (3, 5, 3)), np.ones((12, 12, 1))).astype("uint8")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colours).save(tmp_path / "only/a.jpg", exif=exif, quality=95)
+    alpha = np.where(colours[..., :1] > 99, 255, 0).astype("uint8")
+    Image.fromarray(np.concatenate([colours, alpha], -1)).save(tmp_path / "only/b.png")
+    Image.fromarray(colours[..., 0].astype("uint16") * 257).save(tmp_path / "only/c.tiff")
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, layers.Flatten()(inputs))
+    model.compile(loss="mse")
+    trained_on = data.images(tmp_path, size=16, shuffle=False, resize=resize)
+    wanted = np.concatenate([x.numpy().reshape(len(x), -1) for x, _ in trained_on])[:3]
+    found = predict(model, tmp_path / "only", resize=resize)
+    assert found.examples == ("a.jpg", "b.png", "c.tiff")
+    np.testing.assert_allclose(found.values, wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

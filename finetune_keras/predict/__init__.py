@@ -23,6 +23,7 @@ def predict(
     *,
     top: int = 3,
     batch_size: int = 32,
+    resize: str = "squash",
     interpolation: str = "bilinear",
     verbose: int | str = 0,
 ) -> Predictions | dict[str, Predictions]:
@@ -40,7 +41,9 @@ def predict(
             subfolders), or a list of such paths. Strings for a model of text are texts.
         top: how many classes to name at most.
         batch_size: for arrays and files.
-        interpolation: how image files are resized to the model's input; the default is that of
+        resize: how image files are brought to the model's size, as in `finetune_keras.data.images`:
+            ``"squash"``, ``"crop"`` or ``"pad"``. It should be what the model was trained with.
+        interpolation: a name of Keras', such as ``"nearest"``. The defaults are those of
             ``keras.utils.image_dataset_from_directory``.
         verbose: 1 shows a progress bar.
 
@@ -75,7 +78,9 @@ def predict(
         names = tuple(p.name for p in paths)
         parts = [
             model.predict(x, batch_size=batch_size, verbose=verbose)
-            for x in images.batches(paths, _image_shape(model), batch_size, interpolation)
+            for x in images.batches(
+                paths, _image_shape(model), batch_size, resize=resize, interpolation=interpolation
+            )
         ]
         predicted = keras.tree.map_structure(lambda *p: np.concatenate(p), *parts)
     else:

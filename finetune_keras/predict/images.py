@@ -10,11 +10,11 @@ import keras
 import numpy as np
 
 from finetune_keras._errors import nearest
+from finetune_keras.data import formats, pixels
 
 __all__ = ["are_paths", "batches", "files"]
 
-_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
-_MODES = {1: "grayscale", 3: "rgb", 4: "rgba"}
+_CHANNELS = (1, 3, 4)
 _AT_ONCE = 16  # batches of images in memory
 
 
@@ -39,11 +39,11 @@ def files(data: Any) -> list[Path]:
     for given in data if isinstance(data, list | tuple) else [data]:
         path = Path(given).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in formats.ENDINGS)
             if not inside:
                 raise ValueError(
                     f"no image in the folder {str(path)!r}; there should be files that end in "
-                    f"{', '.join(_ENDINGS)}"
+                    f"{', '.join(formats.ENDINGS)}"
                 )
             found += inside
         elif path.is_file():
@@ -56,7 +56,7 @@ def files(data: Any) -> list[Path]:
 
 
 def batches(
-    paths: list[Path], shape: tuple, batch_size: int, interpolation: str
+    paths: list[Path], shape: tuple, batch_size: int, *, resize: str, interpolation: str
 ) -> Iterator[np.ndarray]:
     """Loads images to the size and channels that a model takes, some batches at a time.
 
@@ -64,14 +64,15 @@ def batches(
         paths: of the images.
         shape: of the model's input, the batch axis first.
         batch_size: the model's; the arrays are a multiple of it.
+        resize: as of `finetune_keras.data.images`.
         interpolation: a name of Keras'.
 
     Yields:
-        float32 arrays from 0 to 255.
+        float32 arrays from 0 to 255, read as for training.
     """
     last = keras.config.image_data_format() == "channels_last"
     *size, channels = shape[1:] if last else (*shape[2:], shape[1])
-    if None in size or channels not in _MODES:
+    if None in size or channels not in _CHANNELS:
         raise ValueError(
             f"the model takes images of shape {shape}, so that files have no one size to be "
             "loaded to: load them by keras.utils.load_img, or build the model with input_shape="
@@ -79,19 +80,28 @@ def batches(
     step = _AT_ONCE * batch_size
     for start in range(0, len(paths), step):
         yield np.stack(
-            [_load(p, size, _MODES[channels], interpolation) for p in paths[start : start + step]]
+            [_load(p, size, channels, resize, interpolation) for p in paths[start : start + step]]
         )
 
 
-def _load(path: Path, size: list[int], mode: str, interpolation: str) -> np.ndarray:
+def _load(
+    path: Path, size: list[int], channels: int, resize: str, interpolation: str
+) -> np.ndarray:
+    size = pixels.checked(size, resize, interpolation, min(channels, 3))
+    settings = {"resize": resize, "interpolation": interpolation, "channels": channels}
+    head = formats.header(str(path))
+    problem = head.problem
     try:
-        image = keras.utils.load_img(
-            path, color_mode=mode, target_size=tuple(size), interpolation=interpolation
-        )
-        return keras.utils.img_to_array(image, dtype="float32")
-    except (OSError, SyntaxError) as e:  # what Pillow raises for files that are no images
-        raise ValueError(f"cannot read {str(path)!r} as an image: {_line(e)}") from e
+        if head.plain and channels != 4:
+            return pixels.loader([str(path)], [head], size=size, **settings)(0).numpy()
+        if not problem:
+            image = _rgba(path) if channels == 4 else formats.decode(path, channels)
+            return pixels.fit(image, size, **settings).numpy()
+    except Exception as e:  # decoders raise whatever they meet in a broken file
+        problem = formats.reason(e)
+    raise ValueError(f"cannot read {str(path)!r} as an image: {problem}")
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _rgba(path: Path) -> np.ndarray:
+    """With its transparency, which images to train on have not."""
+    return keras.utils.img_to_array(keras.utils.load_img(path, color_mode="rgba"), "channels_last")
