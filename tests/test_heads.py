@@ -452,3 +452,18 @@ def test_features_in_a_dict_are_refused_with_a_key_to_cut_at():
     features = {"sequence_output": keras.Input((5, 8)), "pooled_output": keras.Input((8,))}
     with pytest.raises(HeadError, match=r"cut_at='sequence_output'\), or the name"):
         heads.Classification(2)(features)
+
+
+def test_ranks_in_alphabetical_order_are_asked_about(recwarn):
+    class Data:
+        class_names = ("high", "low", "mid")
+
+    with pytest.warns(UserWarning, match="from 'high' \\(lowest\\) to 'mid'"):
+        heads.Ordinal(class_names=Data())
+    Data.class_names = ("low", "mid", "high")
+    recwarn.clear()
+    heads.Ordinal(class_names=Data())
+    Data.class_names = ("1", "2", "3")
+    heads.Ordinal(class_names=Data())
+    heads.Ordinal(class_names=["a", "b", "c"])
+    assert not recwarn.list

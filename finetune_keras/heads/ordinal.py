@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -57,6 +58,14 @@ class Ordinal(Trunk):
 
     def __post_init__(self) -> None:
         count, listed = names.classes(self.num_classes, self.class_names, low=2)
+        of_data = hasattr(self.class_names, "class_names") and list(listed) == sorted(listed)
+        if of_data and not all(n.isdecimal() for n in listed):
+            warnings.warn(
+                f"the ranks are in alphabetical order, from {listed[0]!r} (lowest) to "
+                f"{listed[-1]!r}, as the data set lists its classes: if they are not, make the "
+                "data set with class_names=[...] from the lowest to the highest",
+                stacklevel=3,
+            )
         object.__setattr__(self, "num_classes", count)
         object.__setattr__(self, "class_names", listed)
         super().__post_init__()
