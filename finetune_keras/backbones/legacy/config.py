@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from finetune_keras import _private
 from finetune_keras._errors import WeightsError
 
 __all__ = ["layer", "modern", "recurs"]
@@ -139,9 +140,7 @@ def modern(spec: dict[str, Any]) -> dict[str, Any]:
     cls = getattr(keras.layers, class_name, None)
     if class_name == "LayerScale":  # ConvNeXt's, which Keras writes so, too
         return {
-            "module": "keras.src.applications.convnext",
-            "class_name": class_name,
-            "registered_name": class_name,
+            **_private.layer_scale(),
             "config": {k: v for k, v in config.items() if v is not None},
         }
     if cls is None or not inspect.isclass(cls):
