@@ -63,5 +63,6 @@ def sentence(error: BaseException) -> str:
         'Bad shape'
     """
     text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by")[0]
+    text = re.sub(r"Exception encountered when calling [\w.()]+\.", "", text)
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"

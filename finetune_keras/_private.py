@@ -20,6 +20,7 @@ __all__ = [
     "copy_decay_exclusions",
     "in_safe_mode",
     "known_code",
+    "layer_scale",
     "own_weights",
     "rate_object",
     "share_start",
@@ -152,6 +153,19 @@ def known_code() -> Iterator[None]:
 
     with serialization_lib.SafeModeScope(safe_mode=False):
         yield
+
+
+def layer_scale() -> dict[str, str]:
+    """Where a config says that ConvNeXt's ``LayerScale`` is from.
+
+    It is in the files of `keras.applications` networks, and has no public name.
+    """
+    name = "LayerScale"
+    return {
+        "module": "keras.src.applications.convnext",
+        "class_name": name,
+        "registered_name": name,
+    }
 
 
 def share_start(source: keras.Model, target: keras.Model) -> None:

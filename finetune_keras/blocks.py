@@ -106,10 +106,10 @@ def later(seen: graph.Opened, path: str) -> frozenset[int]:
 
 
 def _ordered(call: graph.Call) -> tuple[tuple[str, frozenset[int]], ...]:
-    """The blocks inside a layer that cannot be opened, where it tells them as ``stages``: paths
-    in it and ``id``s of variables, in depth order.
+    """The blocks inside a layer that cannot be opened, where it tells them as ``ftk_stages``:
+    paths in it and ``id``s of variables, in depth order.
     """
-    return getattr(call.op, "stages", ())
+    return getattr(call.op, "ftk_stages", ())
 
 
 def _stages(seen: graph.Opened, chunk: list[int], units: list[graph.Unit]) -> list:

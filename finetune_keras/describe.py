@@ -256,7 +256,7 @@ def _notes(divided: parts.Parts) -> tuple[str, ...]:
             f"{len(norms) - still} batch normalisations learn: fit normalises by the batch and "
             "moves their statistics"
         )
-    notes += [note for _, x in seen.layers if (note := getattr(x, "note", ""))]
+    notes += [note for _, x in seen.layers if (note := getattr(x, "ftk_note", ""))]
     dropped = _frozen_random(divided)
     if dropped:
         notes.append(

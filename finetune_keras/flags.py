@@ -19,14 +19,14 @@ __all__ = ["Snapshot", "is_on", "on", "put", "switches"]
 def switches(units: Iterable[graph.Unit]) -> tuple[graph.Unit, ...]:
     """The units that can be on or off: all that may learn, and the statistics of a layer that
     has nothing else (a batch normalisation without gamma and beta still updates them), unless it
-    says that it is ``fixed``.
+    says why it is fixed, as ``ftk_fixed``.
     """
     units = tuple(units)
     learners = {id(u.layer) for u in units if u.learnable}
     return tuple(
         u
         for u in units
-        if u.learnable or not (id(u.layer) in learners or getattr(u.layer, "fixed", ""))
+        if u.learnable or not (id(u.layer) in learners or getattr(u.layer, "ftk_fixed", ""))
     )
 
 

@@ -142,7 +142,7 @@ def thaw(
     held_ids = _ids(held)
     chosen = _ids(flags.switches(found)) - held_ids
     if found and not chosen:
-        why = next((u.layer.fixed for u in found if getattr(u.layer, "fixed", "")), "")
+        why = next(filter(None, (getattr(u.layer, "ftk_fixed", "") for u in found)), "")
         if why:
             raise SelectionError(
                 f"nothing that {selector} matches in {model.name!r} can learn: {why}"

@@ -2,7 +2,7 @@ import keras
 import pytest
 from conftest import chain, classifier, residual
 
-from finetune_keras import backbone, blocks
+from finetune_keras import backbone, blocks, describe, freeze, select, thaw
 
 layers = keras.layers
 
@@ -24,6 +24,26 @@ def test_blocks_share_out_every_weight_once():
     model = residual()
     found = [id(u.variable) for b in blocks.blocks(model) for u in b.units]
     assert sorted(found) == sorted(id(w) for w in model.weights)
+
+
+def test_attributes_of_the_users_own_layers_say_nothing_here():
+    class Own(layers.Layer):
+        def __init__(self):
+            super().__init__(name="own")
+            self.stages = [layers.Dense(4, name="one"), layers.Dense(4, name="two")]
+            self.note = ("x", 1)
+
+        def call(self, x):
+            return self.stages[1](self.stages[0](x))
+
+    norm = layers.BatchNormalization(center=False, scale=False, name="norm")
+    norm.fixed = True
+    model = keras.Sequential([keras.Input((4,)), Own(), norm, layers.Dense(2, name="head")])
+    assert "norm" in str(describe(model))
+    freeze(model, select.everything())
+    assert not norm.trainable
+    thaw(model, select.named("norm"), norms=True)
+    assert norm.trainable
 
 
 def test_embeddings_side_by_side_are_one_block():

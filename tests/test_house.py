@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,9 +198,22 @@ def test_private_keras_is_touched_in_one_module_only():
         if name == "_private":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = re.match(r"keras\.src\.\w", node.value)
+                assert not found, f"{name} has {node.value!r}"
             if isinstance(node, ast.ImportFrom | ast.Import):
                 names = [getattr(node, "module", "") or "", *(a.name for a in node.names)]
                 assert not any(n.startswith("keras.src") for n in names), f"{name} imports {names}"
+
+
+def test_keras_and_numpy_are_all_that_is_imported_at_import():
+    allowed = {*sys.stdlib_module_names, "keras", "numpy", "finetune_keras"}
+    for name, path in modules():
+        for node in ast.parse(path.read_text()).body:  # what stands in functions comes later
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = [getattr(node, "module", "") or "", *(a.name for a in node.names)]
+                names = names[:1] if isinstance(node, ast.ImportFrom) else names[1:]
+                assert {n.split(".")[0] for n in names} <= allowed, f"{name} imports {names}"
 
 
 def public():

@@ -427,6 +427,23 @@ def lambda_layer():
         (one(lambda_layer()), {}, "'twice' is a Lambda: it runs Python code that is in the file"),
         (one(layer("Mine", "x")), {}, "a class that Keras 3 has not, 'Mine'.*custom_object_scope"),
         (one(layer("LSTM", "x", units=2, time_major=True)), {}, "time_major=True, which Keras 3"),
+        (
+            one(layer("LSTM", "x", units=2, activation="hard_sigmoid")),
+            {},
+            "'x' has activation='hard_sigmoid' inside it",
+        ),
+        (
+            one(
+                layer(
+                    "TimeDistributed",
+                    "x",
+                    layer=dense("inner")
+                    | {"config": {"name": "inner", "units": 2, "activation": "hard_sigmoid"}},
+                )
+            ),
+            {},
+            "'inner' has activation='hard_sigmoid' inside it",
+        ),
         (one(layer("LocallyConnected1D", "x", filters=2)), {}, "no locally connected layers"),
         (one(layer("CuDNNGRU", "x", units=2)), {}, "GRU.reset_after=True"),
         (one(op("signal.fft", "x", [])), {}, r"calls tf\.signal\.fft"),

@@ -195,6 +195,25 @@ def test_square_kernels_are_turned_and_names_may_be_functions():
         same(a, c, atol=0)
 
 
+def test_a_kernel_of_a_layer_that_is_not_known_needs_a_function():
+    """A square one would fit either way round."""
+    model = keras.Sequential([keras.Input((5, 4)), layers.SimpleRNN(4, name="rnn")])
+    state = {k: np.random.default_rng(0).normal(size=(4, 4)) for k in ("ih", "hh")}
+    state["b"] = np.zeros(4)
+    names = {"rnn/.*/kernel": "ih", "rnn/.*/recurrent_kernel": "hh", "rnn/.*/bias": "b"}
+    before = snapshot(model)
+    with pytest.raises(WeightsError, match="SimpleRNNCell.*give its row a function") as raised:
+        ftk.load_torch(model, state, names)
+    assert "\n" not in str(raised.value)
+    after = snapshot(model)
+    assert all(np.array_equal(before[k], after[k]) for k in before)
+    turned = {k: (v, np.transpose) if v != "b" else v for k, v in names.items()}
+    ftk.load_torch(model, state, turned)
+    kernel, recurrent, _ = model.get_weights()
+    same(kernel, state["ih"].T, atol=1e-6)
+    same(recurrent, state["hh"].T, atol=1e-6)
+
+
 def test_none_leaves_a_variable_as_it_is():
     model, state = tiny()
     before = snapshot(model)

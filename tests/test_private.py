@@ -158,3 +158,16 @@ def test_families_that_keras_hub_converts():
     assert {"bert", "vit", "dinov2", "distilbert"} <= set(families)
     assert "preset_loader" not in families
     assert {"resnet", "efficientnet"} <= set(_private.converted_families("timm"))
+
+
+def test_layer_scale_is_written_and_read_by_its_module():
+    """ConvNeXt's layer has no public name, and Keras' own files name its module."""
+    layer = keras.saving.deserialize_keras_object(
+        {
+            **_private.layer_scale(),
+            "config": {"init_values": 0.5, "projection_dim": 4, "name": "scale"},
+        }
+    )
+    np.testing.assert_allclose(layer(np.ones((1, 4), "float32")), np.full((1, 4), 0.5))
+    written = keras.saving.serialize_keras_object(layer)
+    assert {k: written[k] for k in _private.layer_scale()} == _private.layer_scale()

@@ -1,5 +1,6 @@
 """SavedModels of TF Hub's kind as backbones: they learn, freeze by scope, and travel in files."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -313,7 +314,7 @@ def test_a_frozen_backbone_is_frozen_after_loading_and_thaws(net, tmp_path):
     x, y = images()
     model = ftk.build(net, heads.Classification(3), freeze=select.backbone())
     model.save(tmp_path / "frozen.keras")
-    saved_files.Store.known.clear()
+    saved_files._known.clear()
     for load in (keras.models.load_model, ftk.load):
         again = load(tmp_path / "frozen.keras", safe_mode=False)
         before = snapshot(again)
@@ -338,7 +339,7 @@ def test_a_file_with_another_savedmodel_is_refused(net, folder, tmp_path, instea
                 new.writestr(name, old.read(name))
             elif instead == "text":
                 new.write(folder("text") / "saved_model.pb", name)
-    monkeypatch.setattr(saved_files.Store, "known", {})
+    monkeypatch.setattr(saved_files, "_known", {})
     with pytest.raises(ValueError, match="SavedModel"):
         keras.models.load_model(tmp_path / "b.keras", safe_mode=False)(images()[0])
 
@@ -358,6 +359,16 @@ def test_a_copy_has_variables_and_flags_of_its_own(net):
     assert np.abs(value(other.model(x)) - value(net.model(x))).max() > 0
     nested = ftk.backbone(model).copy()
     same(nested.model(x), ftk.backbone(model).model(x), atol=0)
+
+
+@tensorflow
+def test_modules_of_the_same_files_share_one_copy_of_them(folder):
+    first, second = (ftk.backbone(folder("conv_net"), input_shape=(8, 8, 3)) for _ in range(2))
+    assert layer_of(first)._module.store is layer_of(second)._module.store
+    del second
+    gc.collect()
+    x = images()[0]
+    same(first.copy().model(x), first.model(x), atol=0)
 
 
 # Dicts and strings
@@ -431,7 +442,7 @@ def test_text_goes_in_as_strings(folder, tmp_path):
     model.save(tmp_path / "text.keras")
     expected = value(model(x))
     (folder("text").parent / "words.txt").unlink(missing_ok=True)
-    saved_files.Store.known.clear()
+    saved_files._known.clear()
     again = ftk.load(tmp_path / "text.keras", safe_mode=False)
     same(again(x), expected, atol=1e-6)
     ftk.freeze(model, select.backbone())
@@ -460,7 +471,7 @@ def test_a_preprocessor_and_an_encoder_are_one_backbone(folder, tmp_path):
     ftk.fit(model, data, epochs=2, verbose=0)
     assert len(moved(start, model)) == 4
     model.save(tmp_path / "texts.keras")
-    saved_files.Store.known.clear()
+    saved_files._known.clear()
     same(ftk.load(tmp_path / "texts.keras", safe_mode=False)(x), model(x), atol=1e-6)
 
 
@@ -482,7 +493,7 @@ def test_a_module_of_tensorflow_1_infers_and_says_why_it_cannot_learn(folder, tm
     assert any("cannot learn" in note for note in ftk.describe(model).notes)
     assert len(ftk.split(model)[0].weights) == 1
     model.save(tmp_path / "one.keras")
-    saved_files.Store.known.clear()
+    saved_files._known.clear()
     again = ftk.load(tmp_path / "one.keras", safe_mode=False)
     same(again(x), model(x), atol=1e-6)
     kernel = next(v for v in again.weights if v.path.endswith("scope/kernel"))
@@ -644,6 +655,21 @@ def test_a_link_out_of_the_folder_is_not_followed(folder, tmp_path):
         asset.symlink_to(tmp_path / "secret.txt")
     with pytest.raises(ftk.WeightsError, match="outside"):
         ftk.backbone(tmp_path / "linked")
+
+
+@tensorflow
+def test_links_into_the_blobs_of_a_hugging_face_cache_are_followed(folder, tmp_path):
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    shutil.copytree(folder("conv_net"), snapshot)
+    for i, file in enumerate([p for p in snapshot.rglob("*") if p.is_file()]):
+        file.rename(blobs / str(i))
+        file.symlink_to(os.path.relpath(blobs / str(i), file.parent))
+    base = ftk.backbone(snapshot, input_shape=(8, 8, 3))
+    plain = ftk.backbone(folder("conv_net"), input_shape=(8, 8, 3))
+    same(base.model(images()[0]), plain.model(images()[0]), atol=0)
+    store = layer_of(base)._module.store
+    assert not any(p.is_symlink() for p in store.folder.rglob("*"))
 
 
 @tensorflow

@@ -18,7 +18,7 @@ import keras
 from finetune_keras import _private
 from finetune_keras._errors import WeightsError, nearest
 from finetune_keras.backbones.module import Module, require_tensorflow
-from finetune_keras.backbones.saved_files import Store
+from finetune_keras.backbones.saved_files import Store, find, stored
 from finetune_keras.backbones.scopes import (
     FixedScope,
     Scope,
@@ -144,7 +144,7 @@ class SavedModelLayer(keras.layers.Layer):
             self.foreign = module.loaded  # as an attribute, so that exports find its tables
 
     @property
-    def stages(self) -> tuple[tuple[str, frozenset[int]], ...]:
+    def ftk_stages(self) -> tuple[tuple[str, frozenset[int]], ...]:
         """Its blocks in depth order: a path inside the layer, and the ids of the variables."""
         return tuple(
             (
@@ -161,7 +161,7 @@ class SavedModelLayer(keras.layers.Layer):
         return bool(self.trainable_variables) and not still
 
     @property
-    def note(self) -> str:
+    def ftk_note(self) -> str:
         """What `finetune_keras.describe` says of it, besides its blocks."""
         if self.fixed:
             return f"{self.name!r} cannot learn: {self.fixed}"
@@ -223,7 +223,7 @@ class SavedModelLayer(keras.layers.Layer):
             ValueError: in Keras' safe mode.
         """
         config = dict(config)
-        store = Store.known.get(config["digest"])
+        store = find(config["digest"])
         safe = _private.in_safe_mode()
         if safe or (safe is None and store is None):
             raise ValueError(
@@ -256,7 +256,7 @@ class SavedModelLayer(keras.layers.Layer):
         if folder is None:
             raise WeightsError(f"the file has no SavedModel for the layer {self.name!r}")
         source = Path(folder)
-        self._read(Store(source, values=(source / "variables").is_dir()))
+        self._read(stored(source, values=(source / "variables").is_dir()))
 
     def _read(self, store: Store) -> None:
         """Loads the SavedModel so that it reads the variables that are here."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from finetune_keras._errors import WeightsError, nearest
+from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones import legacy
 
 __all__ = ["kind", "load_into", "load_model", "looks_like_file"]
@@ -59,7 +59,7 @@ def kind(path: Path) -> str:
             with _h5py().File(path, "r") as file:
                 return "model" if "model_config" in file.attrs else "weights"
     except (OSError, zipfile.BadZipFile) as e:
-        why = _reason(e)
+        why = sentence(e)
     raise WeightsError(
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras ({why})"
     )
@@ -80,7 +80,7 @@ def load_model(path: str | os.PathLike) -> keras.Model:
     except WeightsError as e:
         raise WeightsError(f"{str(path)!r} cannot be loaded: {e}") from e
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
-        raise WeightsError(f"Keras cannot load the model {str(path)!r}: {_reason(e)}") from e
+        raise WeightsError(f"Keras cannot load the model {str(path)!r}: {sentence(e)}") from e
 
 
 def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str = "") -> None:
@@ -100,7 +100,7 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     try:
         have, want = _count(path), len(model.weights)
     except OSError as e:
-        raise WeightsError(f"{str(path)!r} cannot be read: {_reason(e)}") from e
+        raise WeightsError(f"{str(path)!r} cannot be read: {sentence(e)}") from e
     if have != want:
         raise WeightsError(
             f"{str(path)!r} is for another architecture: it holds {have} weight arrays and "
@@ -144,14 +144,6 @@ def _mismatch(error: BaseException) -> str:
     shape = r"(?:torch\.Size\()?[(\[]([^)\]]*)[)\]]"  # PyTorch writes torch.Size([3, 3])
     found = re.search(rf"variable\.shape={shape}.*?value\.shape={shape}", text, re.DOTALL)
     if not found:
-        return _reason(error)
+        return sentence(error)
     mine, its = (f"({numbers})" for numbers in found.groups())
     return f"a weight of shape {its} in the file, where the network has {mine}: another size of it?"
-
-
-def _reason(error: BaseException) -> str:
-    """What Keras says, in one line without colours and lists of arguments."""
-    text = re.sub(r"\x1b\[\d*m", "", str(error)).split("Arguments received by")[0]
-    text = re.sub(r"Exception encountered when calling [\w.()]+\.", "", text)
-    text = " ".join(text.split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from finetune_keras._errors import WeightsError, nearest
-from finetune_keras.backbones.saved_files import Store, is_hub_1
+from finetune_keras.backbones.saved_files import Store, is_hub_1, stored
 from finetune_keras.backbones.scopes import Weight
 
 __all__ = ["Module", "require_tensorflow"]
@@ -74,7 +74,7 @@ class Module:
         self.weights = tuple(self._weights(found))
         self._outputs: dict[str, Any] = {}
         more = len(found) < len(read) or (store is None and _keeps_more(folder))
-        self.store = store or Store(folder, values=more or bool(self.fixed))
+        self.store = store or stored(folder, values=more or bool(self.fixed))
 
     def run(self, inputs: Any, training: bool = False) -> Any:
         """Calls the module, in its own structures."""

@@ -19,6 +19,7 @@ from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones import applications, checkpoints, intake, models
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.backbones.rebuild import computes_in, rebuilt
+from finetune_keras.backbones.saved_files import holds
 
 __all__ = ["find", "is_location", "load", "names", "preprocessor"]
 
@@ -45,7 +46,7 @@ def is_location(source: object) -> bool:
     if not isinstance(source, str | os.PathLike):
         return False
     folder = Path(source).expanduser()
-    return folder.is_dir() and not (folder / "saved_model.pb").exists()
+    return folder.is_dir() and not holds(folder)
 
 
 def load(

@@ -8,14 +8,27 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import ClassVar
 
 from finetune_keras._errors import WeightsError
 
-__all__ = ["Store", "holds", "is_hub_1"]
+__all__ = ["Store", "find", "holds", "is_hub_1", "stored"]
 
 _GRAPH = "saved_model.pb"
 _HUB_1 = "tfhub_module.pb"  # of modules in TF Hub's format for TensorFlow 1
+
+# What layers of this process hold, by digests: a copy of a layer finds its files here.
+_known: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
+
+
+def stored(source: Path, *, values: bool) -> Store:
+    """Our copy of a SavedModel's files, one for all that hold the same files."""
+    made = Store(source, values=values)
+    return _known.setdefault(made.digest, made)
+
+
+def find(digest: str) -> Store | None:
+    """The files of that digest, if anything in this process holds them."""
+    return _known.get(digest)
 
 
 def holds(folder: str | os.PathLike) -> bool:
@@ -34,10 +47,7 @@ class Store:
     Attributes:
         folder: where they are.
         digest: a hash of what they hold.
-        known: those that this process has, by their digests.
     """
-
-    known: ClassVar[weakref.WeakValueDictionary[str, Store]] = weakref.WeakValueDictionary()
 
     def __init__(self, source: Path, *, values: bool):
         """Copies the graph and its assets, and the values of the variables if asked to."""
@@ -45,16 +55,20 @@ class Store:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.copy(source, self.folder, values=values)
         self.digest = _digest(self.folder)
-        Store.known[self.digest] = self
 
     @staticmethod
     def copy(source: Path, target: Path, *, values: bool = True) -> None:
-        """Copies what belongs to a SavedModel; a link out of ``source`` is an error."""
+        """Copies what belongs to a SavedModel.
+
+        A link out of ``source`` is an error, unless it is one of Hugging Face's cache, where all
+        files of ``snapshots/<revision>`` are links into ``blobs`` beside it.
+        """
         source = source.resolve()
+        inside = [source, *(p.parent / "blobs" for p in source.parents if p.name == "snapshots")]
         for part in (_GRAPH, _HUB_1, "assets", *(["variables"] if values else [])):
             found = [source / part] if (source / part).is_file() else (source / part).rglob("*")
             for file in sorted(found):
-                if not file.resolve().is_relative_to(source):
+                if not any(file.resolve().is_relative_to(root) for root in inside):
                     raise WeightsError(f"{str(file)!r} is a link to outside of its SavedModel")
                 if file.is_file():
                     place = target / file.relative_to(source)

@@ -94,12 +94,12 @@ class FixedScope(Scope):
     """A scope of a module that cannot learn. Its values are in the embedded SavedModel.
 
     Attributes:
-        fixed: why it cannot learn.
+        ftk_fixed: why it cannot learn.
     """
 
     def __init__(self, name: str, fixed: str):
         super().__init__(name)
-        self.fixed = fixed
+        self.ftk_fixed = fixed
 
     def call(self, inputs: Any) -> Any:
         """Never; and there is no training that could move statistics."""

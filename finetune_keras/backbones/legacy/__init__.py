@@ -9,18 +9,23 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import keras
 
 from finetune_keras._errors import WeightsError
 from finetune_keras.backbones.legacy import gates, network, weights
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = ["is_legacy", "load"]
 
 
 def is_legacy(path: Path) -> bool:
     """Whether a file of a whole model was written before Keras 3."""
+    import h5py  # comes with Keras
+
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             known = "metadata.json" in archive.namelist()
@@ -39,6 +44,8 @@ def load(path: Path) -> keras.Model:
     Raises:
         WeightsError: naming the layer and what to do about it.
     """
+    import h5py  # comes with Keras
+
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             spec = json.loads(archive.read("config.json"))

@@ -11,9 +11,10 @@ from typing import Any
 
 import keras
 
+from finetune_keras import _private
 from finetune_keras._errors import WeightsError
 
-__all__ = ["layer", "modern"]
+__all__ = ["layer", "modern", "recurs"]
 
 # Classes that have another name, or became an argument of another class.
 _RENAMED = {
@@ -105,6 +106,17 @@ def layer(spec: dict[str, Any], name: str) -> keras.layers.Layer:
         ) from e
 
 
+def recurs(kind: str) -> bool:
+    """Whether a class of the file is a recurrent layer, whose activation is inside its steps.
+
+    Examples:
+        >>> recurs("LSTM"), recurs("Dense")
+        (True, False)
+    """
+    cls = getattr(keras.layers, _RENAMED.get(kind, (kind, {}))[0], None)
+    return inspect.isclass(cls) and issubclass(cls, keras.layers.RNN)
+
+
 def modern(spec: dict[str, Any]) -> dict[str, Any]:
     """The entry as Keras 3 would have written it, with the layers inside it."""
     written = spec["class_name"]
@@ -115,6 +127,12 @@ def modern(spec: dict[str, Any]) -> dict[str, Any]:
     for key in keys:
         if keras.saving.get_registered_object(key) is not None:
             return {"module": None, "class_name": written, "registered_name": key, "config": config}
+    if config.get("activation") == "hard_sigmoid":  # one that comes last was taken off before
+        raise WeightsError(
+            f"the layer {name!r} has activation='hard_sigmoid' inside it, which was another "
+            "function in Keras 2, clip(x / 5 + 1/2, 0, 1): rebuild that model in code, with a "
+            "function of yours in its place, and load the file's weights"
+        )
     if written in _GONE:
         raise WeightsError(f"the layer {name!r} is a {written}: {_GONE[written]}")
     class_name, more = _RENAMED.get(written, (written, {}))
@@ -122,9 +140,7 @@ def modern(spec: dict[str, Any]) -> dict[str, Any]:
     cls = getattr(keras.layers, class_name, None)
     if class_name == "LayerScale":  # ConvNeXt's, which Keras writes so, too
         return {
-            "module": "keras.src.applications.convnext",
-            "class_name": class_name,
-            "registered_name": class_name,
+            **_private.layer_scale(),
             "config": {k: v for k, v in config.items() if v is not None},
         }
     if cls is None or not inspect.isclass(cls):

@@ -86,7 +86,7 @@ def _make(spec: dict[str, Any], name: str) -> tuple[Any, Part]:
         return name, Part(written.get("name", name), kind, None)
     if kind == "InputLayer":
         return _input(written, name), Part(name, kind, None)
-    if written.get("activation") == "hard_sigmoid":
+    if written.get("activation") == "hard_sigmoid" and not config.recurs(kind):
         return _hard_sigmoid(spec, name)
     if kind == "TimeDistributed" and _is_model(written["layer"]):
         model, inner = _model(written["layer"], written["layer"]["config"]["name"])

@@ -10,14 +10,16 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import keras
 import numpy as np
 
 from finetune_keras._errors import WeightsError
 from finetune_keras.backbones.legacy.network import Part
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = ["by_groups", "by_names"]
 
@@ -125,6 +127,8 @@ def by_groups(file: h5py.File, model: keras.Model, top: Part) -> None:
     The numbers count layers of a class in the order of their model. That order and some classes
     are others here, so groups are renamed, and Keras loads the result.
     """
+    import h5py  # comes with Keras
+
     old_root = "_layer_checkpoint_dependencies"  # of 2.12
     root = old_root if old_root in file else "layers"
     new = dict(_here(model))
@@ -200,6 +204,8 @@ def _array(group: h5py.Group, name: str) -> np.ndarray:
 
 def _no_links(group: h5py.Group, name: str) -> None:
     """An HDF5 file may point to other files: those are not read."""
+    import h5py  # comes with Keras
+
     where = group
     for step in name.split("/"):
         link = where.get(step, getlink=True) if step in where else None

@@ -43,8 +43,9 @@ def load_torch(
             which ``.weight``, ``.bias``, ``.running_mean`` or ``.running_var`` is added. Names may
             refer to groups, as in ``r"layer\1.conv"``, or be functions of the ``re.Match``. A pair
             ``(name, function)`` passes PyTorch's array through the function first, such as to take
-            a third of it; ``None`` leaves a variable as it is. In place of the dict, a function
-            from the path of a variable to the name of a tensor, such a pair, or ``None``.
+            a third of it, and is needed for kernels of other layers than these, such as recurrent
+            ones; ``None`` leaves a variable as it is. In place of the dict, a function from the
+            path of a variable to the name of a tensor, such a pair, or ``None``.
 
     Returns:
         A `Loaded`: paths of the variables that were loaded, and names of the tensors that were not
@@ -156,6 +157,11 @@ def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarr
         except Exception as e:  # the user's own function
             reason = " ".join(str(e).split())
             return array, f"of shape {given} makes the function of its row fail: {reason}"
+    elif not layout.has_order(unit):
+        return array, (
+            f"is for a kernel of a {type(unit.layer).__name__}, of which the order of axes in "
+            "PyTorch is not known: give its row a function, as in (name, np.transpose)"
+        )
     array = layout.keras_array(array, unit, maps)
     if array.shape == shape:
         return array, ""

@@ -20,7 +20,7 @@ import numpy as np
 
 from finetune_keras import graph
 
-__all__ = ["KINDS", "flattened", "keras_array"]
+__all__ = ["KINDS", "flattened", "has_order", "keras_array"]
 
 _layers = keras.layers
 _CONV = (
@@ -40,6 +40,20 @@ KINDS = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+
+
+def has_order(unit: graph.Unit) -> bool:
+    """Whether it is known in which order PyTorch has the axes of a variable.
+
+    Of kernels of other layers than those above it is not, and a square one would fit either way
+    round.
+    """
+    name = unit.path.rsplit("/", 1)[-1]
+    if not name.endswith("kernel") or len(unit.variable.shape) < 2:
+        return True
+    if name in ("depthwise_kernel", "pointwise_kernel"):
+        return True
+    return name == "kernel" and isinstance(unit.layer, (*_CONV, *_DEPTHWISE, *_DENSE))
 
 
 def keras_array(array: np.ndarray, unit: graph.Unit, maps: tuple | None = None) -> np.ndarray:
