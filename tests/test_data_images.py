@@ -308,6 +308,35 @@ def test_a_class_may_be_called_train(tmp_path):
         ftk.data.images(tmp_path / "b", split="val")
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("unlabeled", "splits 'train' and 'val', and 'unlabeled', which is no split: move it else"),
+        ("validation", "and 'validation', which is 'val' as 'val' is: move it elsewhere"),
+    ],
+)
+def test_an_odd_folder_beside_splits_makes_no_classes_of_them(tmp_path, odd, words):
+    for part in ("train", "val", odd):
+        folder_of(tmp_path / part, each=1)
+    with pytest.raises(ValueError, match=words):
+        ftk.data.images(tmp_path, size=8)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    closed = str(folder_of(tmp_path, each=1) / "cat" / "more")
+    os.mkdir(closed)
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fspath(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match="folder '.*more' cannot be read: Permission denied"):
+        ftk.data.images(tmp_path, size=8)
+
+
 # -- What cannot be read
 
 
@@ -477,6 +506,29 @@ def test_arrays():
     assert batch["a"].dtype == tf.int64
     assert batch["b"].numpy().tolist() == [b"x"] * 6
     assert y.numpy().tolist() == [1, 0] * 3
+
+
+def test_a_second_array_gets_the_numbers_of_the_first():
+    def labels(y, **options):
+        ds = ftk.data.arrays(np.zeros((len(y), 2)), y, **options)
+        return ds.labels.tolist(), ds.class_names
+
+    # A class that has no example moves none of the others.
+    assert labels([0, 2]) == ([0, 2], ["0", "1", "2"])
+    assert labels(np.array([True, True])) == ([1, 1], ["False", "True"])
+    with pytest.warns(UserWarning, match="from 1 to 3, so that the class 0 has no example: give c"):
+        assert labels([1, 3, 2]) == ([1, 3, 2], ["0", "1", "2", "3"])
+    # Names that are numbers are what labels are matched with.
+    for names, y, expected in (
+        (["1", "2", "3"], [1, 3], [0, 2]),
+        (["5", "7", "9"], [7, 9], [1, 2]),
+        (["0", "1", "2"], [2, 2], [2, 2]),
+        ([str(10**12), str(10**12 + 1)], [10**12 + 1], [1]),
+    ):
+        assert labels(y, class_names=names) == (expected, names)
+    assert labels([10**12 + 1, 10**12])[0] == [1, 0]
+    with pytest.raises(ValueError, match="'4' in row 1 is no class"):
+        labels([1, 4], class_names=["1", "2", "3"])
 
 
 def test_arrays_of_the_backend():

@@ -198,3 +198,14 @@ def test_it_reads_what_the_csv_module_writes(folder):
     ds = ftk.data.table(path, size=8, shuffle=False)
     assert ds.class_names == sorted(names)
     assert [ds.class_names[y] for _, y in pixels(ds)] == names
+
+
+def test_ids_of_many_digits_are_not_rounded():
+    ids = ["12345678901234568", "12345678901234567"]
+    for values in (ids, [int(i) for i in ids]):
+        labels, names = encode(values)
+        assert (labels.tolist(), names) == ([1, 0], ids[::-1])
+    for long in (10**400, "1" + "0" * 400):
+        assert encode([long, 1])[0].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="the label in row 1 is no number"):
+        encode([1, 10**400], kind="numbers")
