@@ -113,6 +113,16 @@ def test_what_is_split_off_is_not_augmented():
     assert not {i.sum().round(3) for i in epoch(train)[0]} <= plain
 
 
+def test_one_hot_labels_stay_so_in_both_parts():
+    for part in ftk.data.one_hot(constant(24)).split(0.25):
+        assert part.element_spec[1].shape == (None, 3)
+        x, y = epoch(part)
+        np.testing.assert_allclose(x.mean((1, 2, 3)), 100 * y.argmax(1))
+        assert y.sum(1).tolist() == [1] * len(y)
+    val = ftk.data.augmented(constant(24), "light", mixup=0.2).split(0.25)[1]
+    assert set(np.unique(epoch(val)[1])) == {0, 1}
+
+
 def test_the_layers_go_into_a_model_too(tmp_path):
     inputs = keras.Input((16, 16, 3))
     own = keras.Model(inputs, keras.layers.Conv2D(4, 3, activation="relu", name="c")(inputs))
