@@ -1,5 +1,7 @@
 """Augmentation in the pipeline and in the model, mixed images, and the picture of them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -104,6 +106,18 @@ def test_training_on_mixed_images_and_validating_on_whole_ones():
     assert history["val_loss"][-1] < history["val_loss"][0]
     assert history["val_accuracy"][-1] > 0.6
     assert mixed.order.epoch == 8
+
+
+def test_training_on_one_draw_of_each_image_is_told():
+    base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))
+    model = ftk.build(base, heads.Classification(3), freeze=ftk.select.backbone())
+    ds = ftk.data.augmented(constant(), "light")
+    with pytest.warns(UserWarning, match="drawn once for each example .* views=4"):
+        ftk.fit(model, ds, verbose=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*drawn once")
+        ftk.fit(model, ds, views=2, verbose=0)
+        ftk.fit(model, constant(), verbose=0)
 
 
 def test_what_is_split_off_is_not_augmented():

@@ -110,6 +110,7 @@ def test_a_folder_of_images(tmp_path):
     assert all(COLOURS[name] == colour for d in parts.values() for colour, name in colours(d))
 
 
+@pytest.mark.trains
 def test_fine_tuning_on_it(prepared):
     train, val = ftk.data.tfds("tiny_colours", "train", data_dir=prepared, size=16).split(0.25)
     base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))

@@ -1,7 +1,10 @@
 """Augmentation from Keras' own layers, inside the model or in the pipeline.
 
-In the pipeline what is drawn is a function of the seed, the epoch and the number of the batch, on
-every backend and after a restart. Layers in a model draw from a state of their own.
+In the pipeline what Keras' layers for images draw is a function of the seed, the epoch and the
+number of the batch, on every backend and after a restart. Those are the layers that have a
+``get_random_transformation`` of their own. Layers that hold others (``RandAugment``, ``AugMix``,
+``Pipeline``) or that are not for images (``GaussianNoise``, ``Dropout``), and layers in a model,
+draw from a state of their own.
 """
 
 from __future__ import annotations
@@ -88,7 +91,9 @@ def augmented(
 
     Args:
         ds: a data set of this module, of images (batch, height, width, channels).
-        layers: a strength of `augment`, or Keras layers of your own; ``[]`` for none.
+        layers: a strength of `augment`, or Keras layers of your own; ``[]`` for none. The draws of
+            ``RandAugment``, ``AugMix``, ``Pipeline``, ``GaussianNoise``, ``Dropout`` and your own
+            layers do not follow from the seed and the epoch: another run has others.
         mixup: alpha of the Beta distribution, such as 0.2: images are blended in pairs (Zhang et
             al. 2018, arXiv:1710.09412). 0 for no mixing.
         cutmix: up to 1: a rectangle comes from another image (Yun et al. 2019, arXiv:1905.04899).
