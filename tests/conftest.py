@@ -128,7 +128,8 @@ def slow_marks(name: str, fast=REPRESENTATIVES) -> tuple:
     return (pytest.mark.slow,) if slow else ()
 
 
-# Tests of files, tables and pipelines, where no backend computes: on TensorFlow by default.
+# Tests of files, tables and pipelines, where no backend computes but in those that are marked
+# ``trains``: on TensorFlow by default.
 NO_BACKEND = (
     "test_data_corruption",
     "test_data_scan",
@@ -142,7 +143,8 @@ NO_BACKEND = (
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() != "tensorflow":
         for item in items:
-            if item.module.__name__ in NO_BACKEND:
+            trains = item.get_closest_marker("trains")
+            if item.module.__name__ in NO_BACKEND and trains is None:
                 item.add_marker(pytest.mark.slow)
 
 

@@ -1,5 +1,7 @@
 """Augmentation in the pipeline and in the model, mixed images, and the picture of them."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -106,11 +108,33 @@ def test_training_on_mixed_images_and_validating_on_whole_ones():
     assert mixed.order.epoch == 8
 
 
+def test_training_on_one_draw_of_each_image_is_told():
+    base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))
+    model = ftk.build(base, heads.Classification(3), freeze=ftk.select.backbone())
+    ds = ftk.data.augmented(constant(), "light")
+    with pytest.warns(UserWarning, match="drawn once for each example .* views=4"):
+        ftk.fit(model, ds, verbose=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*drawn once")
+        ftk.fit(model, ds, views=2, verbose=0)
+        ftk.fit(model, constant(), verbose=0)
+
+
 def test_what_is_split_off_is_not_augmented():
     train, val = ftk.data.augmented(noisy(), "strong").split(0.5)
     plain = {i.sum().round(3) for i in epoch(noisy())[0]}
     assert {i.sum().round(3) for i in epoch(val)[0]} <= plain
     assert not {i.sum().round(3) for i in epoch(train)[0]} <= plain
+
+
+def test_one_hot_labels_stay_so_in_both_parts():
+    for part in ftk.data.one_hot(constant(24)).split(0.25):
+        assert part.element_spec[1].shape == (None, 3)
+        x, y = epoch(part)
+        np.testing.assert_allclose(x.mean((1, 2, 3)), 100 * y.argmax(1))
+        assert y.sum(1).tolist() == [1] * len(y)
+    val = ftk.data.augmented(constant(24), "light", mixup=0.2).split(0.25)[1]
+    assert set(np.unique(epoch(val)[1])) == {0, 1}
 
 
 def test_the_layers_go_into_a_model_too(tmp_path):

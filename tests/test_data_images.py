@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -308,6 +309,35 @@ def test_a_class_may_be_called_train(tmp_path):
         ftk.data.images(tmp_path / "b", split="val")
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ("unlabeled", "splits 'train' and 'val', and 'unlabeled', which is no split: move it else"),
+        ("validation", "and 'validation', which is 'val' as 'val' is: move it elsewhere"),
+    ],
+)
+def test_an_odd_folder_beside_splits_makes_no_classes_of_them(tmp_path, odd, words):
+    for part in ("train", "val", odd):
+        folder_of(tmp_path / part, each=1)
+    with pytest.raises(ValueError, match=words):
+        ftk.data.images(tmp_path, size=8)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    closed = str(folder_of(tmp_path, each=1) / "cat" / "more")
+    os.mkdir(closed)
+    scandir = os.scandir
+
+    def refused(path):
+        if os.fspath(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match="folder '.*more' cannot be read: Permission denied"):
+        ftk.data.images(tmp_path, size=8)
+
+
 # -- What cannot be read
 
 
@@ -325,6 +355,63 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(fails):
         warnings.simplefilter("error")  # named once
         rows(ds)
     assert ds.order.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "fails"),
+    [(10, 5, (5, 6, 7, 8, 9)), (5, 4, (4,)), (4, 1, (1, 3)), (9, 3, (3, 4, 5, 6, 7, 8))],
+)
+def test_what_is_skipped_at_the_edge_of_a_batch_is_named(n, batch_size, fails):
+    ds = numbered(n, fails=fails, batch_size=batch_size, shuffle=False)
+    next(iter(ds))  # another reading under way
+    with pytest.warns(UserWarning, match=f"{len(fails)} examples could not be read"):
+        rows(ds)
+    assert ds.skipped == [f"file{i}" for i in fails]
+    strict = numbered(n, fails=fails, batch_size=batch_size, shuffle=False, strict=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be read; strict=True"):
+        rows(strict)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_part_of_which_nothing_can_be_read_is_an_error(strict):
+    val = numbered(fails=range(11), shuffle=False, strict=strict).split(0.4)[1]
+    assert len(val) == 1
+    with pytest.raises(tf.errors.InvalidArgumentError, match="none of 4 examples can be read any"):
+        rows(val)
+
+
+def test_each_data_set_has_its_own_list_of_what_it_skipped():
+    ds = numbered(fails=range(0, 11, 2), shuffle=False)
+    train, val = ds.split(0.4)
+    for part in (train, val):
+        with pytest.warns(UserWarning, match="examples could not be read") as raised:
+            rows(part)
+        assert len(raised) == 1
+    for part in (train, val):
+        assert set(part.skipped) == set(part.file_paths) & {f"file{i}" for i in range(0, 11, 2)}
+    assert not ds.skipped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows(train.in_order())  # the same data set: named already
+
+
+def test_a_late_reading_does_not_set_the_epoch_back():
+    ds = numbered()
+    late = iter(ds)
+    next(late)
+    for _ in range(2):
+        rows(ds)
+    assert len(list(late)) == len(ds) - 1
+    assert ds.order.epoch == 2
+
+
+def test_readings_in_threads_have_numbers_of_their_own():
+    ds = numbered(40, fails=(3, 30), batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: rows(ds), range(16)))
+    assert sorted(ds.skipped) == ["file3", "file30"]
 
 
 def test_strict_stops_at_the_first():
@@ -346,7 +433,7 @@ def test_broken_images_are_left_out_and_named(tmp_path):
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
     )
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    with pytest.warns(UserWarning, match=r"2 images could not be read.*0\.jpg.*1\.jpg"):
+    with pytest.warns(UserWarning, match=r"^1 images could not be read.*1\.jpg"):
         model.fit(ds, verbose=0)
     assert [os.path.basename(p) for p in ds.skipped] == ["0.jpg", "1.jpg"]
     with pytest.raises(ValueError, match=r"0\.jpg' cannot be read: it is no image; strict=True"):
@@ -477,6 +564,29 @@ def test_arrays():
     assert batch["a"].dtype == tf.int64
     assert batch["b"].numpy().tolist() == [b"x"] * 6
     assert y.numpy().tolist() == [1, 0] * 3
+
+
+def test_a_second_array_gets_the_numbers_of_the_first():
+    def labels(y, **options):
+        ds = ftk.data.arrays(np.zeros((len(y), 2)), y, **options)
+        return ds.labels.tolist(), ds.class_names
+
+    # A class that has no example moves none of the others.
+    assert labels([0, 2]) == ([0, 2], ["0", "1", "2"])
+    assert labels(np.array([True, True])) == ([1, 1], ["False", "True"])
+    with pytest.warns(UserWarning, match="from 1 to 3, so that the class 0 has no example: give c"):
+        assert labels([1, 3, 2]) == ([1, 3, 2], ["0", "1", "2", "3"])
+    # Names that are numbers are what labels are matched with.
+    for names, y, expected in (
+        (["1", "2", "3"], [1, 3], [0, 2]),
+        (["5", "7", "9"], [7, 9], [1, 2]),
+        (["0", "1", "2"], [2, 2], [2, 2]),
+        ([str(10**12), str(10**12 + 1)], [10**12 + 1], [1]),
+    ):
+        assert labels(y, class_names=names) == (expected, names)
+    assert labels([10**12 + 1, 10**12])[0] == [1, 0]
+    with pytest.raises(ValueError, match="'4' in row 1 is no class"):
+        labels([1, 4], class_names=["1", "2", "3"])
 
 
 def test_arrays_of_the_backend():

@@ -74,6 +74,15 @@ def test_frames_and_columns(folder):
     assert train.counts.tolist() == val.counts.tolist() == [1, 1, 1]
 
 
+def test_a_file_that_is_listed_several_times_is_in_one_part(folder):
+    paths = [f"{i}.png" for i in range(6)] * 2 + ["0.png"] * 5
+    rows = {"path": paths, "label": ["ab"[int(p[0]) % 2] for p in paths]}
+    train, val = ftk.data.table(rows, folder=folder, size=8).split(1 / 3)
+    assert not set(train.file_paths) & set(val.file_paths)
+    assert len(set(val.file_paths)) == 2
+    assert sorted(train.file_paths + val.file_paths) == sorted(str(folder / p) for p in paths)
+
+
 def test_numbers_to_predict(folder):
     rows = {"path": ["0.png", "1.png", "2.png"], "age": ["30", "41", "7"], "b": [0.5, 1, 2]}
     ages = ftk.data.table(rows, y="age", labels="numbers", folder=folder, size=8, shuffle=False)
@@ -198,3 +207,14 @@ def test_it_reads_what_the_csv_module_writes(folder):
     ds = ftk.data.table(path, size=8, shuffle=False)
     assert ds.class_names == sorted(names)
     assert [ds.class_names[y] for _, y in pixels(ds)] == names
+
+
+def test_ids_of_many_digits_are_not_rounded():
+    ids = ["12345678901234568", "12345678901234567"]
+    for values in (ids, [int(i) for i in ids]):
+        labels, names = encode(values)
+        assert (labels.tolist(), names) == ([1, 0], ids[::-1])
+    for long in (10**400, "1" + "0" * 400):
+        assert encode([long, 1])[0].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="the label in row 1 is no number"):
+        encode([1, 10**400], kind="numbers")

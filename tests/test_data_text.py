@@ -1,6 +1,9 @@
 """Text with labels from tables, JSON lines and folders; what is wrong with it is named by line."""
 
+import csv
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -9,6 +12,7 @@ from conftest import value
 
 import finetune_keras as ftk
 from finetune_keras import heads
+from finetune_keras.data import records
 
 
 def write(folder, name, text, encoding="utf-8"):
@@ -94,6 +98,14 @@ BAD = "text,label\ngood,a\n,a\nno label,\none field\nfine,b\nto,many,fields\n"
             b'{"text": null, "label": "a"}\n{"label": "b"}\n{"text": "fine", "label": "b"}\n',
             ["line 2", "line 3", "line 5", "line 6", "line 7"],
         ),
+        (
+            "bad.jsonl",
+            b'{"text": "good", "label": "a"}\n{"text": "\\ud83d", "label": "a"}\n'
+            b'{"text": "x", "label": "\\udc00"}\n{"text": "x", "label": 1'
+            + 5000 * b"0"
+            + b'}\n{"text": "fine", "label": "b"}\n',
+            ["line 2", "line 3", "line 4"],
+        ),
     ],
 )
 def test_bad_rows_are_left_out_and_named_by_line(tmp_path, name, text, lines):
@@ -120,6 +132,24 @@ def test_a_stratified_split_and_an_order_by_seed_and_epoch():
     assert contents(val) == contents(val)
 
 
+def test_threads_do_not_mix_up_the_limit_of_csv(tmp_path, monkeypatch):
+    path = write(tmp_path, "long.csv", "text,label\n" + 200_000 * "x" + ",a\ny,b\n")
+    before, limits, set_limit = csv.field_size_limit(), [], csv.field_size_limit
+
+    def slow(value):
+        limits.append(value)
+        time.sleep(0.02)
+        return set_limit(value)
+
+    monkeypatch.setattr(csv, "field_size_limit", slow)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: records.read(path)[0], range(4)))
+    assert [len(rows[0]["text"]) for rows in found] == [200_000] * 4
+    assert limits == [limits[0], before] * 4
+    assert set_limit() == before
+
+
+@pytest.mark.trains
 def test_training_with_a_preprocessor_on_every_backend(tmp_path):
     """What works on strings runs in the pipeline, so that the model needs none of it."""
     import tensorflow as tf

@@ -110,6 +110,7 @@ def test_a_folder_of_images(tmp_path):
     assert all(COLOURS[name] == colour for d in parts.values() for colour, name in colours(d))
 
 
+@pytest.mark.trains
 def test_fine_tuning_on_it(prepared):
     train, val = ftk.data.tfds("tiny_colours", "train", data_dir=prepared, size=16).split(0.25)
     base = ftk.backbone("letters_resnet", input_shape=(16, 16, 3))
@@ -119,6 +120,49 @@ def test_fine_tuning_on_it(prepared):
     assert np.isfinite(history.history["val_loss"]).all()
     assert np.abs(value(model.get_layer("ftk_head_output").kernel) - before).max() > 0
     assert keras.ops.shape(model(next(iter(val))[0])) == (3, 3)
+
+
+class UnevenSplits(tfds.core.GeneratorBasedBuilder):
+    """The test split lacks the first class, and the last one."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "x": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            "word": tfds.features.Text(),
+            "number": np.int64,
+            "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples("abcd"), "test": self._generate_examples("bc")}
+
+    def _generate_examples(self, words=""):
+        for i, word in enumerate(words):
+            number = "abcd".index(word)
+            yield i, {"x": [number, number], "word": word, "number": number, "label": number}
+
+
+def test_a_class_has_one_number_in_all_splits(tmp_path):
+    builder = UnevenSplits(data_dir=tmp_path)
+    builder.download_and_prepare()
+    for key, names in (("word", list("abcd")), ("number", list("0123")), ("label", list("abcd"))):
+        test = ftk.data.tfds(builder, keys=("x", key))["test"]
+        assert (test.class_names, sorted(test.labels.tolist())) == (names, [1, 2]), key
+        x, y = next(iter(test))
+        np.testing.assert_array_equal(x[:, 0], y)
+        alone = ftk.data.tfds(builder, "test", keys=("x", key))
+        assert (alone.class_names, alone.labels.tolist()) == (names, test.labels.tolist()), key
+    order = ["3", "2", "1", "0"]
+    turned = ftk.data.tfds(builder, "test", keys=("x", "number"), class_names=order)
+    assert (turned.class_names, sorted(turned.labels.tolist())) == (order, [1, 2])
+    for key in ("word", "label"):
+        other = ftk.data.tfds(builder, "test", keys=("x", key), class_names=["c", "b"])
+        assert (other.class_names, sorted(other.labels.tolist())) == (["c", "b"], [0, 1])
+        with pytest.raises(ValueError, match="is no class: there are: 'b', 'c'|'[ad]'.*is no cl"):
+            ftk.data.tfds(builder, "train", keys=("x", key), class_names=["b", "c"])
 
 
 @pytest.mark.parametrize(

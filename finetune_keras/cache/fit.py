@@ -70,7 +70,8 @@ def fit(
     are those of ``model.fit`` within the error of floating point, but for two things that are
     meant: dropout inside the frozen part is off (``model.fit`` leaves it on), and augmentation at
     the start of the model gives ``views`` fixed draws of each example in place of a new one at
-    each epoch; with ``views=1`` it is off.
+    each epoch; with ``views=1`` it is off. A data set of ``finetune_keras.data.augmented`` is drawn
+    ``views`` times as well, once by default.
 
     Where nothing is frozen, or the model's graph cannot be read, this is ``model.fit``; it warns
     in the second case.
@@ -181,6 +182,12 @@ def fit(
             "example is computed once; views=4, say, trains on four draws of each",
             stacklevel=2,
         )
+    elif views == 1 and _varied(x):
+        warnings.warn(
+            "the data set's augmentation is drawn once for each example in this training, since "
+            "each is computed once; views=4, say, trains on four draws of each",
+            stacklevel=2,
+        )
     given = {"dtype": dtype, "engine": engine, "tolerance": tolerance, "key": key}
     given |= {"memory": memory, "verbose": 1 if verbose == "auto" else verbose}
     prepare = _preprocess(model)
@@ -259,6 +266,11 @@ def _obstacle(model: keras.Model) -> str | None:
     if strategy is not None and strategy.num_replicas_in_sync > 1:
         return "it is distributed over several devices"
     return None
+
+
+def _varied(x: Any) -> bool:
+    """Whether it is a data set of finetune_keras.data that changes its examples at random."""
+    return bool(getattr(getattr(x, "plan", None), "transforms", ()))
 
 
 def _adds_loss(layer: keras.layers.Layer) -> bool:

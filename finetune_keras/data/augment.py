@@ -1,20 +1,23 @@
 """Augmentation from Keras' own layers, inside the model or in the pipeline.
 
-In the pipeline what is drawn is a function of the seed, the epoch and the number of the batch, on
-every backend and after a restart. Layers in a model draw from a state of their own.
+In the pipeline what Keras' layers for images draw is a function of the seed, the epoch and the
+number of the batch, on every backend and after a restart. Those are the layers that have a
+``get_random_transformation`` of their own. Layers that hold others (``RandAugment``, ``AugMix``,
+``Pipeline``) or that are not for images (``GaussianNoise``, ``Dropout``), and layers in a model,
+draw from a state of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from finetune_keras._errors import nearest
-from finetune_keras.data.dataset import dataset
+from finetune_keras.data.dataset import Plan, dataset
 
 __all__ = ["STRENGTHS", "augment", "augmented", "one_hot"]
 
@@ -88,7 +91,9 @@ def augmented(
 
     Args:
         ds: a data set of this module, of images (batch, height, width, channels).
-        layers: a strength of `augment`, or Keras layers of your own; ``[]`` for none.
+        layers: a strength of `augment`, or Keras layers of your own; ``[]`` for none. The draws of
+            ``RandAugment``, ``AugMix``, ``Pipeline``, ``GaussianNoise``, ``Dropout`` and your own
+            layers do not follow from the seed and the epoch: another run has others.
         mixup: alpha of the Beta distribution, such as 0.2: images are blended in pairs (Zhang et
             al. 2018, arXiv:1710.09412). 0 for no mixing.
         cutmix: up to 1: a rectangle comes from another image (Yun et al. 2019, arXiv:1905.04899).
@@ -123,7 +128,8 @@ def augmented(
     transforms = [functools.partial(_vary, _drawing(layer)) for layer in chosen]
     mixers = _mixers(mixup, cutmix)
     if mixers:
-        transforms += [*_to_one_hot(ds), functools.partial(_mix, mixers)]
+        plan = _to_one_hot(ds)
+        transforms.append(functools.partial(_mix, mixers))
     return dataset(dataclasses.replace(plan, transforms=(*plan.transforms, *transforms)))
 
 
@@ -134,7 +140,8 @@ def one_hot(ds: Any) -> Any:
         ds: a data set of this module with classes.
 
     Returns:
-        A ``tf.data.Dataset``; ``y`` is float32 of shape (batch, classes).
+        A ``tf.data.Dataset``; ``y`` is float32 of shape (batch, classes), in both parts of its
+        ``split`` too.
 
     Raises:
         ValueError: if its labels are no classes.
@@ -146,11 +153,10 @@ def one_hot(ds: Any) -> Any:
         >>> next(iter(ds))[1].numpy().tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    plan = _plan(ds)
-    return dataset(dataclasses.replace(plan, transforms=(*plan.transforms, *_to_one_hot(ds))))
+    return dataset(_to_one_hot(ds))
 
 
-def _plan(ds: Any) -> Any:
+def _plan(ds: Any) -> Plan:
     plan = getattr(ds, "plan", None)
     if plan is None:
         raise ValueError(
@@ -160,15 +166,11 @@ def _plan(ds: Any) -> Any:
     return plan
 
 
-def _to_one_hot(ds: Any) -> list[Callable]:
-    """The transform to one-hot labels, unless they are."""
-    import tensorflow as tf
-
+def _to_one_hot(ds: Any) -> Plan:
+    plan = _plan(ds)
     if not ds.num_classes:
         raise ValueError("images are mixed between classes, and the labels are no classes")
-    if len(ds.element_spec[1].shape) == 2:
-        return []
-    return [lambda x, y, seed: (x, tf.one_hot(y, ds.num_classes, dtype=tf.float32))]
+    return dataclasses.replace(plan, one_hot=True)
 
 
 def _mixers(mixup: float, cutmix: float) -> list[keras.layers.Layer]:

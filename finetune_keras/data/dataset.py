@@ -7,6 +7,8 @@ its label is; the order, the batches, the split and what is skipped are then the
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +37,7 @@ class Examples:
         fingerprint: a string that is another one when the examples are others; ``None`` if only
             reading them tells.
         what: the plural of an example, in messages.
-        skipped: names of the examples that could not be read so far.
+        skipped: names of what the source left out already, with a warning of its own.
     """
 
     load: Callable
@@ -46,7 +48,7 @@ class Examples:
     fallible: bool = False
     fingerprint: str | None = None
     what: str = "examples"
-    skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Plan:
             batch; ``seed`` is an int32 tensor of shape (2,) for ``tf.random.stateless_*``, another
             one for each seed, epoch and batch.
         strict: whether an example that cannot be read is an error.
+        one_hot: whether ``y`` are one-hot, for the transforms too.
+        skipped: names of what could not be read so far; a list that grows.
     """
 
     examples: Examples
@@ -72,6 +76,8 @@ class Plan:
     rows: np.ndarray | None = None
     transforms: tuple[Callable, ...] = ()
     strict: bool = False
+    one_hot: bool = False
+    skipped: list[str] | None = None
 
 
 def dataset(plan: Plan) -> Any:
@@ -86,7 +92,8 @@ def dataset(plan: Plan) -> Any:
     | ``labels``, ``file_paths``       | by example, not shuffled                                |
     | ``order``                        | an `Order`; ``order.epoch`` is the next epoch           |
     | ``skipped``                      | names of what could not be read, so far                 |
-    | ``split(fraction, seed=None)``   | two data sets; the second one is not shuffled           |
+    | ``split(fraction, seed=None)``   | two data sets without a file in common, the second one  |
+    |                                  | neither shuffled nor augmented                          |
     | ``in_order()``                   | the same, not shuffled                                  |
     | ``fingerprint``                  | tells whether files have changed, or ``None``           |
     | ``plan``                         | what it was made of                                     |
@@ -109,8 +116,7 @@ def dataset(plan: Plan) -> Any:
     plan = _checked(plan)
     examples, rows = plan.examples, plan.rows
     order = Order(rows, plan.seed, shuffle=plan.shuffle)
-    log = _Log(examples, order, plan.strict)
-    batches = -(-len(rows) // plan.batch_size)
+    log = _Log(plan, order)
     with tf.device("CPU:0"):
         labels = tf.constant(examples.labels)
 
@@ -128,17 +134,25 @@ def dataset(plan: Plan) -> Any:
         seed = tf.stack([tf.constant(plan.seed % 2**31, tf.int32), 0])
         for value in (about[0, 3], n):
             seed = tf.random.experimental.stateless_fold_in(seed, value)
+        if plan.one_hot:
+            y = tf.one_hot(y, _num_classes(examples), dtype=tf.float32)
         for i, function in enumerate(plan.transforms):
             x, y = function(x, y, tf.random.experimental.stateless_fold_in(seed, i))
         return x, y
 
     def hand_out(n: Any, batch: Any) -> Any:
         x, about = batch
-        told = tf.numpy_function(log.handed_out, [n == batches - 1, about], tf.int64)
+        told = tf.numpy_function(log.handed_out, [n, about], tf.int64)
         with tf.control_dependencies([told]):
-            made = x if plan.transforms else (x, tf.gather(labels, about[:, 0]))
+            made = x if changed else (x, tf.gather(labels, about[:, 0]))
             return tf.nest.map_structure(tf.identity, made)
 
+    def fail(_: Any) -> Any:
+        told = tf.numpy_function(log.nothing, (), tf.int64)
+        with tf.control_dependencies([told]):
+            return tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), ds.element_spec)
+
+    changed = bool(plan.transforms) or plan.one_hot
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
     if not examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
@@ -146,11 +160,15 @@ def dataset(plan: Plan) -> Any:
         ds = ds.ignore_errors()
     # After the last example the same epoch begins again: in place of what could not be read its
     # first ones come once more. So there are always as many batches, of the same size.
-    ds = ds.repeat().take(len(rows)).batch(plan.batch_size)
+    again = ds.repeat()
+    if examples.fallible and not examples.batched:
+        # A repetition without a single example ends, and what follows is read.
+        again = again.concatenate(tf.data.Dataset.from_tensors(0).map(fail))
+    ds = again.take(len(rows)).batch(plan.batch_size)
     if examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
     ds = ds.enumerate()
-    if plan.transforms:
+    if changed:
         ds = ds.map(
             lambda n, batch: (n, (finished(n, *batch), batch[1])),
             tf.data.AUTOTUNE,
@@ -178,57 +196,78 @@ def shown(names: Sequence[str], most: int = 5) -> str:
 class _Log:
     """What a data set asks and tells of Python: at the start of an epoch, and for each batch.
 
-    A *reading* is one time that the examples of an epoch are begun. Several may go on at once.
+    A *reading* is one time that the examples of an epoch are begun. Several may go on at once, in
+    threads of their own.
     """
 
-    def __init__(self, examples: Examples, order: Order, strict: bool):
-        self.examples, self.order, self.strict = examples, order, strict
-        self.told = 0
-        self.epochs: list[int] = []  # by reading
-        self.last: dict[int, int] = {}  # the place that was handed out last, by reading
+    def __init__(self, plan: Plan, order: Order):
+        self.plan, self.order = plan, order
+        self.batches = -(-len(order) // plan.batch_size)
+        self.lock = threading.Lock()
+        self.readings = itertools.count()
+        # By reading, what was handed out last: number of the batch, epoch, place in its order.
+        self.last: dict[int, tuple[int, int, int]] = {}
+        self.new: list[str] = []  # skipped, and not yet told
 
     def begin(self) -> np.ndarray:
-        epoch, reading = self.order.epoch, len(self.epochs)
-        self.epochs.append(epoch)
+        epoch, reading = self.order.epoch, next(self.readings)
         order = self.order(epoch)
         about = np.empty((len(order), 4), "int64")
         about[:, 0], about[:, 1] = order, np.arange(len(order))
         about[:, 2], about[:, 3] = reading, epoch
         return about
 
-    def handed_out(self, end: np.bool_, about: np.ndarray) -> np.int64:
-        places, first, last = about[:, 1], int(about[0, 2]), int(about[-1, 2])
-        before = self.last.get(first, -1)
-        if first != last or places[-1] - before != len(places):
-            self._missed(before, places, self.order(self.epochs[first]))
-        self.last[last] = int(places[-1])
-        if end:
-            self.order.epoch = self.epochs[first] + 1
-            for reading in {first, last}:
-                self.last.pop(reading, None)
-            self._tell()
+    def handed_out(self, n: np.int64, about: np.ndarray) -> np.int64:
+        with self.lock:
+            places, readings, epoch = about[:, 1], about[:, 2], int(about[0, 3])
+            before = self._before(int(n), int(readings[0]), epoch)
+            if readings[0] != readings[-1] or places[-1] - before != len(places):
+                self._missed(before, places, self.order(epoch))
+            self.last[int(readings[-1])] = int(n), epoch, int(places[-1])
+            if n == self.batches - 1:
+                del self.last[int(readings[-1])]
+                # One that began earlier and ends later does not set it back.
+                if self.order.epoch == epoch:
+                    self.order.epoch = epoch + 1
+                self._tell()
         return np.int64(0)
+
+    def nothing(self) -> np.int64:
+        path = self.plan.examples.names[self.order.rows[0]] if self.plan.examples.names else ""
+        raise ValueError(
+            f"none of {len(self.order)} {self.plan.examples.what} can be read any more, "
+            f"such as {str(path)!r}"
+        )
+
+    def _before(self, n: int, reading: int, epoch: int) -> int:
+        """The place that was handed out before a batch, by the reading that it begins with."""
+        if reading not in self.last and n > 0:
+            # It begins with this batch. The one before it ended with the last batch; if several
+            # did, they have read the same epoch as far, and any of them tells what it skipped.
+            ended = [r for r, (m, e, _) in self.last.items() if (m, e) == (n - 1, epoch)]
+            reading = max((r for r in ended if r < reading), default=reading)
+        return self.last.pop(reading, (0, 0, -1))[2]
 
     def _missed(self, last: int, places: np.ndarray, order: np.ndarray) -> None:
         """Notes what was left out between the places that came, in the order of an epoch."""
-        names, skipped = self.examples.names, self.examples.skipped
+        names, skipped = self.plan.examples.names, self.plan.skipped
         for place in places.tolist():
             stop = place if place > last else len(order)  # where the epoch began again
             for i in order[last + 1 : stop]:
                 name = str(names[i]) if len(names) else f"example {i}"
-                if self.strict:
+                if self.plan.strict:
                     raise ValueError(f"{name!r} cannot be read; strict=True stops at the first")
                 if name not in skipped:
                     skipped.append(name)
+                    self.new.append(name)
             last = place
 
     def _tell(self) -> None:
-        skipped = self.examples.skipped
-        if len(skipped) > self.told:
-            self.told = len(skipped)
+        if self.new:
+            told, self.new = self.new, []
             warnings.warn(
-                f"{len(skipped)} {self.examples.what} could not be read and were skipped: "
-                f"{shown(skipped, 20)}",
+                f"{len(told)} {self.plan.examples.what} could not be read and were skipped: "
+                f"{shown(told, 20)}",
                 stacklevel=2,
             )
 
@@ -241,7 +280,8 @@ def _checked(plan: Plan) -> Plan:
     rows = np.arange(len(plan.examples.labels)) if plan.rows is None else np.asarray(plan.rows)
     if not len(rows):
         raise ValueError(f"there are no {plan.examples.what}")
-    return dataclasses.replace(plan, rows=rows)
+    skipped = list(plan.examples.skipped) if plan.skipped is None else plan.skipped
+    return dataclasses.replace(plan, rows=rows, skipped=skipped)
 
 
 def _described(ds: Any, plan: Plan, order: Order) -> Any:
@@ -252,26 +292,37 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
     names = list(examples.class_names)
     ds.num_classes = ds.counts = None
     if classes:
-        ds.num_classes = len(names) or int(examples.labels.max()) + 1
+        ds.num_classes = _num_classes(examples)
         ds.counts = np.bincount(labels, minlength=ds.num_classes)
     ds.class_names = names or None
-    ds.labels, ds.order, ds.skipped, ds.plan = labels, order, examples.skipped, plan
+    ds.labels, ds.order, ds.skipped, ds.plan = labels, order, plan.skipped, plan
     ds.file_paths = [str(examples.names[i]) for i in rows] if len(examples.names) else None
     ds.fingerprint = None
-    if examples.fingerprint is not None and not plan.transforms:
+    if examples.fingerprint is not None and not plan.transforms and not plan.one_hot:
         ds.fingerprint = f"{examples.fingerprint}:{_hash(rows)}"
 
     def in_order() -> Any:
         return dataset(dataclasses.replace(plan, shuffle=False))
 
     def split(fraction: float, seed: int | None = None) -> tuple[Any, Any]:
-        parts = stratified(labels, fraction, plan.seed if seed is None else seed)
-        first, second = (dataclasses.replace(plan, rows=rows[part]) for part in parts)
+        # A file that comes several times is in one part only.
+        where: dict[Any, int] = {}
+        which = np.array([where.setdefault(n, len(where)) for n in ds.file_paths or rows.tolist()])
+        unique = np.unique(which, return_index=True)[1]
+        parts = stratified(labels[unique], fraction, plan.seed if seed is None else seed)
+        first, second = (
+            dataclasses.replace(plan, rows=rows[np.isin(which, part)], skipped=None)
+            for part in parts
+        )
         # What is validated on is neither shuffled nor augmented.
         return dataset(first), dataset(dataclasses.replace(second, shuffle=False, transforms=()))
 
     ds.in_order, ds.split = in_order, split
     return ds
+
+
+def _num_classes(examples: Examples) -> int:
+    return len(examples.class_names) or int(examples.labels.max()) + 1
 
 
 def _hash(rows: np.ndarray) -> str:

@@ -51,16 +51,26 @@ def splits(folder: Path) -> dict[str, Path]:
 
     It holds splits if all folders in it are named so, there is one for training, and that one
     holds folders again: a class may well be called ``train``.
+
+    Raises:
+        ValueError: if it holds splits and something else, which is neither split nor class.
     """
     found: dict[str, Path] = {}
+    odd: list[str] = []
     for inside in _folders(folder):
         name = next((k for k, v in _SPLITS.items() if inside.name.lower() in v), None)
-        if name is None or name in found:
-            return {}
-        found[name] = inside
+        if name is None:
+            odd.append(f"{inside.name!r}, which is no split")
+        elif name in found:
+            odd.append(f"{inside.name!r}, which is {name!r} as {found[name].name!r} is")
+        else:
+            found[name] = inside
     if "train" not in found or not any(_folders(found["train"])):
         return {}
-    return {name: found[name] for name in _SPLITS if name in found}
+    if odd and len(found) > 1:
+        names = " and ".join(repr(path.name) for path in found.values())
+        raise ValueError(f"{str(folder)!r} has the splits {names}, and {odd[0]}: move it elsewhere")
+    return {} if odd else {name: found[name] for name in _SPLITS if name in found}
 
 
 def classes(folder: Path) -> dict[str, Path]:
@@ -73,12 +83,15 @@ def files(folder: Path, endings: Iterable[str]) -> list[str]:
 
     Links are followed, and each folder is read once, so that a loop of links ends. A link to a
     folder that holds this one is not followed: other classes are below it.
+
+    Raises:
+        ValueError: if a folder below cannot be read.
     """
     endings = tuple(endings)
     found: list[str] = []
     above = map(os.stat, Path(os.path.realpath(folder)).parents)
     seen = {(stat.st_dev, stat.st_ino) for stat in above}
-    for here, inside, names in os.walk(folder, followlinks=True):
+    for here, inside, names in os.walk(folder, onerror=_stop, followlinks=True):
         stat = os.stat(here)
         if (stat.st_dev, stat.st_ino) in seen:
             inside.clear()
@@ -107,6 +120,10 @@ def chosen(folders: dict[str, Path], class_names: Sequence[str] | None, what: st
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"class_names has a name twice: {', '.join(map(repr, class_names))}")
     return list(class_names)
+
+
+def _stop(error: OSError) -> None:
+    raise ValueError(f"the folder {error.filename!r} cannot be read: {error.strerror}") from error
 
 
 def _folders(folder: Path) -> list[Path]:

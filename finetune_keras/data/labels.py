@@ -55,22 +55,23 @@ def encode(
     if missing:
         raise ValueError(f"{len(missing)} labels are missing, the first in {where(missing[0])}")
     numbers = _numbers(items)
-    whole = numbers is not None and bool(np.all(numbers == np.round(numbers)))
+    whole = numbers is not None and all(isinstance(n, int) or n.is_integer() for n in numbers)
     if kind == "numbers" or (
         kind == "auto" and class_names is None and numbers is not None and not whole
     ):
         if numbers is None:
             i = next(i for i, v in enumerate(items) if _numbers([v]) is None)
             raise ValueError(f"the label in {where(i)} is no number: {items[i]!r}")
-        if not np.all(np.isfinite(numbers)):
-            i = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        found = np.array(numbers, "float64")
+        if not np.all(np.isfinite(found)):
+            i = int(np.flatnonzero(~np.isfinite(found))[0])
             raise ValueError(f"the label in {where(i)} is {items[i]}")
-        return numbers.astype("float32"), []
+        return found.astype("float32"), []
     if class_names is not None:
         texts, names = [_text(v) for v in items], [str(n) for n in class_names]
     elif numbers is not None:  # 1, 01 and 1.0 are one class
-        texts = [_text(n) for n in numbers.tolist()]
-        names = sorted(set(texts), key=float)
+        texts = [_text(n) for n in numbers]
+        names = [_text(n) for n in sorted(set(numbers))]
     else:
         texts = [_text(v) for v in items]
         names = sorted(set(texts))
@@ -83,6 +84,11 @@ def encode(
                 f"the label {text!r} in {where(i)} is no class: {nearest(text, names)}"
             )
     return np.array([index[t] for t in texts], "int32"), names
+
+
+def numeric(class_names: Sequence[str]) -> bool:
+    """Whether all names of classes are numbers, so that a label that is one is such a name."""
+    return _numbers([str(n) for n in class_names]) is not None
 
 
 def checked(kind: str) -> None:
@@ -109,15 +115,24 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _numbers(values: Sequence[Any]) -> np.ndarray | None:
+def _numbers(values: Sequence[Any]) -> list[float] | None:
+    """The values as numbers, whole ones exactly: an id may have more digits than a float."""
     try:
-        found = np.array([float(v) for v in values])
-    except (TypeError, ValueError):
+        found = [_number(v) for v in values]
+    except (TypeError, ValueError, OverflowError):  # the last of what is no float
         return None
     # Python reads "1_000", "nan" and "infinity" as numbers; as labels they are names.
     texts = [v for v in values if isinstance(v, str)]
     odd = any(not set(t) <= set("0123456789+-.eE") for t in texts)
     return None if odd else found
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    digits = isinstance(value, str) and value.lstrip("+-").isdecimal()
+    if digits and np.isinf(number):
+        raise OverflowError
+    return int(value) if digits or isinstance(value, int) else number
 
 
 def _doubtful(texts: Sequence[str], names: Sequence[str], where: Callable[[int], str]) -> None:

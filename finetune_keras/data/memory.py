@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 
 from finetune_keras import arrays as _arrays
 from finetune_keras.data.dataset import Examples, Plan, dataset
-from finetune_keras.data.labels import checked, encode
+from finetune_keras.data.labels import checked, encode, numeric
 
 __all__ = ["arrays"]
+
+_MOST = 100_000  # classes; a larger number is an id
 
 
 def arrays(
@@ -31,11 +34,14 @@ def arrays(
         x: an array or tensor of any backend, or a dict or list of these; the first axis counts the
             examples. A ``numpy.memmap`` is read a batch at a time. Floats become
             ``keras.config.floatx()``, and so do images of uint8; other types stay.
-        y: labels: text or whole numbers are classes, others are numbers; see ``labels``. An array
-            of more axes is kept, as ``floatx``.
+        y: labels: text or whole numbers are classes, others are numbers; see ``labels``. Text is
+            sorted; whole numbers from 0 on stay what they are, also where one of them is missing,
+            up to 100,000: what is larger is an id and sorted too. An array of more axes is kept,
+            as ``floatx``.
         batch_size: examples in a batch.
-        class_names: the names of the classes. With labels 0, 1, ... they name these; with labels
-            that are text they give the order.
+        class_names: the names of the classes, such as ``train.class_names`` for a second data set.
+            With labels that are text, or if all names are numbers, they give the order, and any
+            other label is an error; other names are those of the labels 0, 1, ...
         labels: ``"classes"`` or ``"numbers"`` where ``"auto"`` would guess wrong.
         shuffle: whether each epoch has an order of its own.
         seed: of the order.
@@ -93,21 +99,31 @@ def arrays(
 def _encoded(
     targets: np.ndarray, class_names: Sequence[str] | None, kind: str
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels as ``encode`` gives them, but whole numbers with names are places among these."""
-    whole = targets.dtype.kind in "iub"
-    if class_names is not None and whole and kind != "numbers":
+    """Labels as ``encode`` gives them, but whole numbers are places among the classes."""
+    whole = targets.dtype.kind in "iub" and kind != "numbers" and len(targets) > 0
+    if not whole or (class_names is not None and numeric(class_names)):
+        return encode(targets.tolist(), class_names, kind=kind)
+    low, high = int(targets.min()), int(targets.max())
+    if class_names is not None:
         names = list(map(str, class_names))
-        if len(targets) and not 0 <= targets.min() <= targets.max() < len(names):
+        if not 0 <= low <= high < len(names):
             raise ValueError(
-                f"labels go from {targets.min()} to {targets.max()}, and there are "
-                f"{len(names)} class_names: expected 0 to {len(names) - 1}"
+                f"labels go from {low} to {high}, and there are {len(names)} class_names: "
+                f"expected 0 to {len(names) - 1}"
             )
-        return targets.astype("int32"), names
-    if whole and kind != "numbers" and len(targets) and targets.min() >= 0:
-        found = np.unique(targets)
-        if np.array_equal(found, np.arange(len(found))):
-            return targets.astype("int32"), [str(n) for n in found]
-    return encode(targets.tolist(), class_names, kind=kind)
+    elif targets.dtype.kind == "b":
+        names = ["False", "True"]
+    elif 0 <= low <= high < _MOST:
+        names = [str(n) for n in range(high + 1)]
+        if low > 0:
+            warnings.warn(
+                f"labels go from {low} to {high}, so that the class 0 has no example: give "
+                "class_names= if the first class is another one",
+                stacklevel=3,
+            )
+    else:
+        return encode(targets.tolist(), kind=kind)
+    return targets.astype("int32"), names
 
 
 def _dtype(array: np.ndarray) -> np.dtype:

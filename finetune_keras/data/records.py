@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ JSON = (".jsonl", ".ndjson")
 
 _CODE = (".pkl", ".pickle", ".joblib")
 _LIMIT = 16 * 2**20  # characters in one field; Python's own limit is 131,072
+_LOCK = threading.Lock()
 
 
 def read(
@@ -82,8 +85,13 @@ def _json(text: str, encoding: str) -> tuple[list, list, dict]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     bad[len(rows)] = f"a JSON {type(row).__name__}, not an object"
-            except (json.JSONDecodeError, RecursionError) as e:
-                bad[len(rows)] = f"not JSON ({getattr(e, 'msg', 'too deep')})"
+                elif any(isinstance(t, str) and _halved(t) for item in row.items() for t in item):
+                    bad[len(rows)] = "half a character (an escape from \\ud800 to \\udfff)"
+            except json.JSONDecodeError as e:
+                bad[len(rows)] = f"not JSON ({e.msg})"
+            except (ValueError, RecursionError) as e:
+                why = "too deep" if isinstance(e, RecursionError) else "a number of too many digits"
+                bad[len(rows)] = f"not JSON ({why})"
         rows.append(row if isinstance(row, dict) else {})
         lines.append(n)
     return rows, lines, bad
@@ -92,22 +100,20 @@ def _json(text: str, encoding: str) -> tuple[list, list, dict]:
 def _table(path, text, columns, delimiter, quoted, encoding) -> tuple[list, list, dict]:
     how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     source = io.StringIO(text, newline="") if quoted else io.StringIO(text.replace("\r\n", "\n"))
-    before = csv.field_size_limit(_LIMIT)
     found: list[list[str]] = []
     lines: list[int] = []
     start = 1
     try:
-        reader = csv.reader(source, delimiter=delimiter, quoting=how, strict=quoted)
-        for fields in reader:
-            if any(f.strip() for f in fields):
-                found.append(fields)
-                lines.append(start)
-            start = reader.line_num + 1
+        with _long_fields():
+            reader = csv.reader(source, delimiter=delimiter, quoting=how, strict=quoted)
+            for fields in reader:
+                if any(f.strip() for f in fields):
+                    found.append(fields)
+                    lines.append(start)
+                start = reader.line_num + 1
     except (csv.Error, TypeError) as e:
         hint = ": give quotes=False if quotation marks are text" if quoted else ""
         raise ValueError(f"line {start} of {str(path)!r}: {e}{hint}") from None
-    finally:
-        csv.field_size_limit(before)
     if columns is None:
         if not found:
             raise ValueError(f"{str(path)!r} is empty")
@@ -122,6 +128,22 @@ def _table(path, text, columns, delimiter, quoted, encoding) -> tuple[list, list
         elif any(_broken(f) for f in fields):
             bad[i] = f"not {encoding}"
     return [dict(zip(columns, f, strict=False)) for f in found], lines, bad
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    """The limit is one for the whole process: two threads that read must not mix it up."""
+    with _LOCK:
+        before = csv.field_size_limit(_LIMIT)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _halved(text: str) -> bool:
+    """Whether a surrogate is without its other half, so that no encoding has it."""
+    return any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _broken(text: str) -> bool:

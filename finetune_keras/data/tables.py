@@ -67,7 +67,8 @@ def table(
         strict: whether a file that cannot be read is an error.
 
     Returns:
-        A ``tf.data.Dataset`` with the attributes of `dataset`.
+        A ``tf.data.Dataset`` with the attributes of `dataset`. A file that is listed several times
+        comes as often, and is in one part only of its ``split``.
 
     Raises:
         ValueError: if the file is no such table, with the line; if a label is missing or unknown;

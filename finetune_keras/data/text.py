@@ -117,6 +117,7 @@ def from_texts(
     class_names: Sequence[str],
     *,
     names: Sequence[str] = (),
+    skipped: Sequence[str] = (),
     preprocessor: Callable | None = None,
     batch_size: int = 32,
     shuffle: bool = True,
@@ -129,6 +130,7 @@ def from_texts(
         labels: one a text.
         class_names: by label.
         names: what to call each in messages.
+        skipped: what to call those that were left out.
         preprocessor: called on a batch of strings.
         batch_size: texts in a batch.
         shuffle: whether each epoch has an order of its own.
@@ -154,6 +156,7 @@ def from_texts(
         batched=True,
         fingerprint=digest.hexdigest() if preprocessor is None else None,
         what="texts",
+        skipped=skipped,
     )
     return dataset(Plan(examples, batch_size=batch_size, shuffle=shuffle, seed=seed))
 
@@ -214,9 +217,9 @@ def _made(values: list, places: list[str], bad: dict[int, str], chosen, settings
         where=lambda n: places[kept[n]],
     )
     texts = [_string(values[i][0]) for i in kept]
-    ds = from_texts(texts, labels, names, names=[places[i] for i in kept], **settings)
-    ds.skipped.extend(places[i] for i in sorted(bad))
-    return ds
+    left = [places[i] for i in sorted(bad)]
+    kept = [places[i] for i in kept]
+    return from_texts(texts, labels, names, names=kept, skipped=left, **settings)
 
 
 def _string(value: Any) -> str | bytes:

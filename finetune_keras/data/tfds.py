@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import pixels
 from finetune_keras.data.dataset import Examples, Plan, dataset
+from finetune_keras.data.labels import encode
 from finetune_keras.data.memory import arrays
 from finetune_keras.data.text import from_texts
 
@@ -29,6 +31,7 @@ def tfds(
     interpolation: str = "bilinear",
     channels: int = 3,
     preprocessor: Callable | None = None,
+    class_names: Sequence[str] | None = None,
     batch_size: int = 32,
     shuffle: bool | None = None,
     seed: int = 0,
@@ -50,6 +53,9 @@ def tfds(
         interpolation: a name of Keras'.
         channels: 3 for RGB, 1 for grey.
         preprocessor: for text; see `text`.
+        class_names: the classes in the order of their numbers; any other label is then an error.
+            By default those of the builder, or else what all of its splits hold together, so that
+            a class has one number in all.
         batch_size: examples in a batch.
         shuffle: whether each epoch has an order of its own; by default splits with ``train`` in
             their name do.
@@ -76,10 +82,11 @@ def tfds(
         "interpolation": interpolation,
         "channels": channels,
     }
-    made = {}
+    made: dict[str, Any] = {}
+    names = _names(builder, keys[1], class_names)
     for name in [split] if split is not None else list(builder.info.splits):
         x, y = _rows(builder, name, keys)
-        labels, names = _labels(features[keys[1]], y, keys[1], name)
+        labels = _labels(features[keys[1]], y, keys[1], name, names)
         how = {
             "batch_size": batch_size,
             "shuffle": "train" in name.split("[")[0] if shuffle is None else shuffle,
@@ -91,8 +98,9 @@ def tfds(
         elif kind == "Text":
             made[name] = from_texts(x, labels, names, preprocessor=preprocessor, **how)
         else:
-            kind = "auto" if names else "numbers"
-            made[name] = arrays(np.stack(x), labels, class_names=names or None, labels=kind, **how)
+            plan = arrays(np.stack(x), np.zeros(len(x)), **how).plan
+            known = dataclasses.replace(plan.examples, labels=labels, class_names=tuple(names))
+            made[name] = dataset(dataclasses.replace(plan, examples=known))
     return made if split is None else made[split]
 
 
@@ -170,19 +178,50 @@ def _rows(builder: Any, split: str, keys: tuple[str, str]) -> tuple[list, list]:
     return [x for x, _ in found], [y for _, y in found]
 
 
-def _labels(feature: Any, y: list, key: str, split: str) -> tuple[np.ndarray, list[str]]:
-    """Labels, with the names that the builder gives to classes."""
+def _names(builder: Any, key: str, class_names: Sequence[str] | None) -> list[str]:
+    """The names of the classes in all splits; empty if labels are no classes."""
+    feature = builder.info.features[key]
+    if class_names is not None:
+        return list(map(str, class_names))
+    if type(feature).__name__ == "ClassLabel":
+        return list(feature.names or map(str, range(feature.num_classes)))
+    if feature.shape or np.dtype(feature.np_dtype).kind == "f":
+        return []
+    import tensorflow_datasets as module
+
+    only = {"decoders": module.decode.PartialDecoding({key: feature}), "shuffle_files": False}
+    every = [
+        _plain(row[key])
+        for split in builder.info.splits
+        for row in builder.as_dataset(split=split, **only).as_numpy_iterator()
+    ]
+    return _classes(every, None)[1]
+
+
+def _labels(feature: Any, y: list, key: str, split: str, names: list[str]) -> np.ndarray:
+    """The labels of a split; classes by their place in ``names``."""
     if type(feature).__name__ != "ClassLabel":
-        values = [v.decode() if isinstance(v, bytes) else v for v in y]
-        # Through `arrays` text becomes classes, and numbers stay what they are.
-        plan = arrays(np.zeros((len(values), 1), "float32"), np.array(values)).plan
-        return plan.examples.labels, list(plan.examples.class_names)
+        return _classes([_plain(v) for v in y], names)[0]
     labels = np.array(y, "int32")
     if (labels < 0).any():
         raise ValueError(
             f"{int((labels < 0).sum())} of {len(labels)} examples of {split!r} have no {key!r}"
         )
-    return labels, list(feature.names or map(str, range(feature.num_classes)))
+    own = list(feature.names or map(str, range(feature.num_classes)))
+    if own == names:
+        return labels
+    return encode([own[i] for i in labels], names, where=f"example {{}} of {split!r}".format)[0]
+
+
+def _classes(values: list, names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """Through `arrays` text becomes classes, and whole numbers stay what they are."""
+    how = {"labels": "numbers"} if names == [] else {"class_names": names}
+    examples = arrays(np.zeros((len(values), 1), "float32"), np.array(values), **how).plan.examples
+    return examples.labels, list(examples.class_names)
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _images(feature: Any, x: list, labels: np.ndarray, names: list, settings, how) -> Any:
