@@ -87,7 +87,7 @@ def augmented(
 
     Split first: the second part of ``ds.split`` is never augmented. With ``mixup`` or ``cutmix``
     the labels become one-hot, as two classes have a share in an image: compile with
-    ``loss="categorical_crossentropy"``, and validate on ``one_hot(val)``.
+    ``loss="categorical_crossentropy", metrics=["accuracy"]``, and validate on ``one_hot(val)``.
 
     Args:
         ds: a data set of this module, of images (batch, height, width, channels).

@@ -27,7 +27,7 @@ def images(
     class_names: Sequence[str] | None = None,
     shuffle: bool | None = None,
     seed: int = 0,
-    resize: str = "crop",
+    resize: str = "squash",
     interpolation: str = "bilinear",
     channels: int = 3,
     draft: bool = True,
@@ -56,8 +56,9 @@ def images(
         shuffle: whether each epoch has an order of its own; by default all but ``val`` and
             ``test`` do.
         seed: the order of an epoch depends on this and the number of the epoch, nothing else.
-        resize: ``"crop"`` cuts the middle out in the right proportions, ``"squash"`` changes
-            proportions, as Keras' function does by default, ``"pad"`` adds black borders.
+        resize: ``"squash"`` changes proportions, as Keras' function does by default; ``"crop"``
+            cuts the middle out in the right proportions, ``"pad"`` adds black borders. Hand
+            `finetune_keras.predict` the same.
         interpolation: a name of Keras'.
         channels: 3 for RGB, 1 for grey.
         draft: decode a JPEG of at least twice the size that is wanted at a half, a quarter or an

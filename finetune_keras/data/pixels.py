@@ -26,7 +26,7 @@ def loader(
     headers: Sequence[Header],
     *,
     size: tuple[int, int],
-    resize: str = "crop",
+    resize: str = "squash",
     interpolation: str = "bilinear",
     channels: int = 3,
     draft: bool = True,
@@ -77,7 +77,7 @@ def fit(
     image: Any,
     size: tuple[int, int],
     *,
-    resize: str = "crop",
+    resize: str = "squash",
     interpolation: str = "bilinear",
     channels: int = 3,
 ) -> Any:

@@ -36,7 +36,7 @@ def table(
     delimiter: str | None = None,
     shuffle: bool = True,
     seed: int = 0,
-    resize: str = "crop",
+    resize: str = "squash",
     interpolation: str = "bilinear",
     channels: int = 3,
     draft: bool = True,

@@ -27,7 +27,7 @@ def tfds(
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
     size: int | tuple[int, int] = (224, 224),
-    resize: str = "crop",
+    resize: str = "squash",
     interpolation: str = "bilinear",
     channels: int = 3,
     preprocessor: Callable | None = None,
