@@ -218,3 +218,35 @@ def test_ids_of_many_digits_are_not_rounded():
         assert encode([long, 1])[0].tolist() == [1, 0]
     with pytest.raises(ValueError, match="the label in row 1 is no number"):
         encode([1, 10**400], kind="numbers")
+
+
+def test_names_come_from_another_data_set(folder):
+    x = np.zeros((4, 2))
+    train = ftk.data.arrays(x, ["a", "b", "c", "a"])
+    val = ftk.data.arrays(x[:2], ["c", "a"], class_names=train)
+    assert (val.labels.tolist(), val.class_names) == ([2, 0], ["a", "b", "c"])
+    path = written(folder, "path,label\n0.png,c\n1.png,b\n")
+    assert ftk.data.table(path, size=8, class_names=train).labels.tolist() == [2, 1]
+    assert ftk.data.text({"text": ["t"], "label": ["b"]}, class_names=train).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b", "a"], "class_names has 'a' twice"),
+        ([], r"class_names is a list of names .*; given \[\]"),
+        ("ab", "class_names is a list of names .*; given 'ab'"),
+        (7, "class_names is a list of names .*; given int"),
+        ([None], r"class_names is a list of names .*; given \[None\]"),
+    ],
+)
+def test_names_that_are_none(folder, names, message):
+    path = written(folder, "path,label\n0.png,a\n1.png,b\n")
+    for call in (
+        lambda: ftk.data.arrays(np.zeros((2, 2)), ["a", "b"], class_names=names),
+        lambda: ftk.data.table(path, size=8, class_names=names),
+        lambda: ftk.data.text({"text": ["t"], "label": ["a"]}, class_names=names),
+    ):
+        with pytest.raises(ValueError, match=message) as e:
+            call()
+        assert "\n" not in str(e.value)

@@ -14,6 +14,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import folders, formats, pixels
 from finetune_keras.data.dataset import Examples, Plan, dataset, shown
+from finetune_keras.data.labels import named
 
 __all__ = ["from_files", "images"]
 
@@ -99,6 +100,7 @@ def images(
     if split is not None and split not in parts:
         found = nearest(split, parts) if parts else "there are none: use .split(0.2)"
         raise ValueError(f"{str(base)!r} has no split {split!r}; {found}")
+    class_names = named(class_names)
     names = folders.chosen(
         folders.classes(parts.get("train", base)), class_names, str(parts.get("train", base))
     )

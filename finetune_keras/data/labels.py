@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune_keras._errors import nearest
 
-__all__ = ["KINDS", "encode"]
+__all__ = ["KINDS", "checked", "encode", "named", "numeric"]
 
 KINDS = ("auto", "classes", "numbers")
 
@@ -84,6 +84,34 @@ def encode(
                 f"the label {text!r} in {where(i)} is no class: {nearest(text, names)}"
             )
     return np.array([index[t] for t in texts], "int32"), names
+
+
+def named(class_names: Any) -> list[str] | None:
+    """The ``class_names=`` of a call: a list or array of names, or a data set that has them.
+
+    Raises:
+        ValueError: if it is anything else, or names a class twice.
+
+    Examples:
+        >>> named(("cat", "dog")), named(None)
+        (['cat', 'dog'], None)
+    """
+    if class_names is None:
+        return None
+    given = getattr(class_names, "class_names", class_names)
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    listed = isinstance(given, list | tuple) and len(given) > 0
+    if not listed or not all(isinstance(n, str | int) for n in given):
+        shown = repr(given) if isinstance(given, str | list | tuple) else type(given).__name__
+        raise ValueError(
+            "class_names is a list of names in the order of their numbers, or a data set that has "
+            f"them; given {shown}"
+        )
+    names = [str(n) for n in given]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise ValueError(f"class_names has {twice!r} twice")
+    return names
 
 
 def numeric(class_names: Sequence[str]) -> bool:

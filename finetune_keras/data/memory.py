@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune_keras import arrays as _arrays
 from finetune_keras.data.dataset import Examples, Plan, dataset
-from finetune_keras.data.labels import checked, encode, numeric
+from finetune_keras.data.labels import checked, encode, named, numeric
 
 __all__ = ["arrays"]
 
@@ -64,6 +64,7 @@ def arrays(
     x = _arrays.each(_arrays.to_numpy, _arrays.bare(x))
     leaves = [v for v in keras.tree.flatten(x) if v is not None]
     checked(labels)
+    class_names = named(class_names)
     targets = _arrays.to_numpy(_arrays.bare(y))
     lengths = [len(v) if v.ndim else 0 for v in (*leaves, targets)]
     if not leaves or len(set(lengths)) > 1:

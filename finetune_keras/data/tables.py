@@ -14,7 +14,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import folders, pixels
 from finetune_keras.data.images import from_files
-from finetune_keras.data.labels import encode
+from finetune_keras.data.labels import encode, named
 
 __all__ = ["listed", "read", "table"]
 
@@ -92,7 +92,7 @@ def table(
         "channels": channels,
         "draft": draft,
     }
-    files, targets, names = listed(rows, x, y, folder, class_names, labels, delimiter)
+    files, targets, names = listed(rows, x, y, folder, named(class_names), labels, delimiter)
     return from_files(
         files,
         targets,

@@ -14,7 +14,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import folders, records
 from finetune_keras.data.dataset import Examples, Plan, dataset, shown
-from finetune_keras.data.labels import encode
+from finetune_keras.data.labels import encode, named
 
 __all__ = ["from_texts", "text"]
 
@@ -83,7 +83,7 @@ def text(
         (['ham', 'spam'], [b'Hello, you', b'Buy now'])
     """
     settings = {"preprocessor": preprocessor, "batch_size": batch_size, "seed": seed}
-    chosen = {"class_names": class_names, "kind": labels, "strict": strict}
+    chosen = {"class_names": named(class_names), "kind": labels, "strict": strict}
     if not isinstance(source, str | os.PathLike):
         rows, lines, bad, where = *_columns(source), "row {}".format
     else:

@@ -12,7 +12,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import pixels
 from finetune_keras.data.dataset import Examples, Plan, dataset
-from finetune_keras.data.labels import encode
+from finetune_keras.data.labels import encode, named
 from finetune_keras.data.memory import arrays
 from finetune_keras.data.text import from_texts
 
@@ -83,7 +83,7 @@ def tfds(
         "channels": channels,
     }
     made: dict[str, Any] = {}
-    names = _names(builder, keys[1], class_names)
+    names = _names(builder, keys[1], named(class_names))
     for name in [split] if split is not None else list(builder.info.splits):
         x, y = _rows(builder, name, keys)
         labels = _labels(features[keys[1]], y, keys[1], name, names)
@@ -182,7 +182,7 @@ def _names(builder: Any, key: str, class_names: Sequence[str] | None) -> list[st
     """The names of the classes in all splits; empty if labels are no classes."""
     feature = builder.info.features[key]
     if class_names is not None:
-        return list(map(str, class_names))
+        return class_names
     if type(feature).__name__ == "ClassLabel":
         return list(feature.names or map(str, range(feature.num_classes)))
     if feature.shape or np.dtype(feature.np_dtype).kind == "f":
