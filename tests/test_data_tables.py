@@ -250,3 +250,10 @@ def test_names_that_are_none(folder, names, message):
         with pytest.raises(ValueError, match=message) as e:
             call()
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.2, True, "a"])
+def test_a_seed_to_split_by_is_a_whole_number(seed):
+    ds = ftk.data.arrays(np.zeros((4, 2)), ["a", "b", "a", "b"])
+    with pytest.raises(ValueError, match=f"seed is a whole number from 0 on; given {seed!r}"):
+        ds.split(0.5, seed)
