@@ -266,3 +266,21 @@ def test_what_load_torch_takes():
     scale = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="d"), layers.PReLU(name="p")])
     said = message(SelectionError, ftk.load_torch, scale, state, {r"d|p": "head"})
     assert "'p/alpha'" in said
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (np.ones((3, 2), "int8"), "holds int8 and it takes floats: are the weights quantised"),
+        (np.array([[1, np.nan], [np.inf, 1], [1, 1]]), "has 2 values that are not finite"),
+    ],
+)
+def test_values_that_no_layer_can_use(kernel, said):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="d")])
+    before = model.get_weights()
+    state = {"fc.weight": kernel, "fc.bias": np.zeros(3)}
+    with pytest.raises(ftk.WeightsError, match=said) as e:
+        ftk.load_torch(model, state, {"d": "fc"})
+    assert "\n" not in str(e.value)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

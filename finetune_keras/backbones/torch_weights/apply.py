@@ -148,6 +148,16 @@ def match(
     return Match(tuple(pairs), tuple(kept), tuple(file.wrapper + n for n in unused))
 
 
+def _unusable(array: np.ndarray, unit: graph.Unit) -> str:
+    """What is wrong with the values of an array that fits."""
+    if not keras.backend.is_float_dtype(unit.variable.dtype):
+        return ""
+    if array.dtype.kind in "iub":
+        return f"holds {array.dtype} and it takes floats: are the weights quantised?"
+    bad = array.size - int(np.isfinite(array.astype("float32")).sum())
+    return f"has {bad} values that are not finite" if bad else ""
+
+
 def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarray, str]:
     """The array for a variable, and what is wrong with it."""
     given, shape = array.shape, tuple(unit.variable.shape)
@@ -164,6 +174,6 @@ def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarr
         )
     array = layout.keras_array(array, unit, maps)
     if array.shape == shape:
-        return array, ""
+        return array, _unusable(array, unit)
     became = f", {array.shape} here," if array.shape != given else ""
     return array, f"has shape {given}{became} and it takes {shape}"
