@@ -69,6 +69,22 @@ def test_weights_history_and_optimizer_are_those_of_fit(ran_once):
     assert int(value(model.optimizer.iterations)) == 15
 
 
+@pytest.mark.parametrize(("size", "batches"), [(None, 2), (3, 4)])
+def test_validation_is_in_batches_of_its_own_size(size, batches):
+    class Count(keras.callbacks.Callback):
+        seen = 0
+
+        def on_test_batch_end(self, batch, logs=None):
+            self.seen += 1
+
+    x, y = images(24)
+    for fit in (lambda m, *a, **k: m.fit(*a, **k), ftk.fit):
+        count = Count()
+        settings = {"validation_data": (x[12:], y[12:]), "validation_batch_size": size}
+        fit(built(), x[:12], y[:12], batch_size=8, callbacks=[count], verbose=0, **settings)
+        assert count.seen == batches
+
+
 def test_training_goes_on_with_plain_fit():
     x, y = images(24)
     ends = []
