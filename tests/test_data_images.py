@@ -513,7 +513,7 @@ BAD = {
     "empty class": (make_empty_class, {}, "class 'none' .* has no image .* class_names= without"),
     "a file": (make_file, {}, "is a file; give the folder"),
     "class names": (folder_of, {"class_names": ["cta"]}, "no folder of a class 'cta'.*'cat'"),
-    "class twice": (folder_of, {"class_names": ["cat", "cat"]}, "a name twice: 'cat', 'cat'"),
+    "class twice": (folder_of, {"class_names": ["cat", "cat"]}, "class_names has 'cat' twice"),
     "resize": (folder_of, {"resize": "corp"}, "no resize='corp': did you mean 'crop'"),
     "interpolation": (folder_of, {"interpolation": "biliner"}, "did you mean 'bilinear'"),
     "size": (folder_of, {"size": (224,)}, r"size is \(height, width\).*given \(224,\)"),

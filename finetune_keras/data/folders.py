@@ -117,8 +117,6 @@ def chosen(folders: dict[str, Path], class_names: Sequence[str] | None, what: st
     for name in class_names:
         if name not in folders:
             raise ValueError(f"no folder of a class {name!r} in {what}: {nearest(name, folders)}")
-    if len(set(class_names)) < len(class_names):
-        raise ValueError(f"class_names has a name twice: {', '.join(map(repr, class_names))}")
     return list(class_names)
 
 
