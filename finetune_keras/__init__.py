@@ -8,7 +8,7 @@ right by construction, and never computes a frozen layer twice.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import data, graph, heads, record, select
+from finetune_keras import callbacks, data, graph, heads, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import (
@@ -27,6 +27,7 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.optimizers import ema, layerwise
 from finetune_keras.predict import Prediction, Predictions, predict
 from finetune_keras.replace_head import replace_head
 
@@ -48,15 +49,18 @@ __all__ = [
     "__version__",
     "backbone",
     "build",
+    "callbacks",
     "check",
     "compile",
     "data",
     "describe",
+    "ema",
     "features",
     "fit",
     "freeze",
     "graph",
     "heads",
+    "layerwise",
     "list_backbones",
     "load",
     "load_torch",

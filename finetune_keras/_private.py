@@ -18,6 +18,7 @@ __all__ = [
     "compile_call",
     "converted_families",
     "copy_decay_exclusions",
+    "exclude_from_decay",
     "in_safe_mode",
     "known_code",
     "layer_scale",
@@ -102,6 +103,21 @@ def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
+
+
+def exclude_from_decay(
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+) -> None:
+    """Excludes ``variables`` from weight decay, as well as what was excluded before.
+
+    The public ``exclude_from_weight_decay`` forgets what an earlier call was told.
+    """
+    names = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+    before = [getattr(optimizer, name, None) for name in names]
+    optimizer.exclude_from_weight_decay(var_list=variables)
+    optimizer._exclude_from_weight_decay |= before[0] or set()
+    optimizer._exclude_from_weight_decay_pattern = before[1]
 
 
 def rate_object(optimizer: keras.optimizers.Optimizer) -> Any:

@@ -32,6 +32,8 @@ def compile(  # noqa: A001 - Keras' own word for it
     clipvalue: float | bool | None = None,
     global_clipnorm: float | bool | None = None,
     gradient_accumulation_steps: int | None = None,
+    layer_decay: float | bool | None = None,
+    ema_momentum: float | bool | None = None,
     label_smoothing: Any = None,
     class_weight: Any = None,
     counts: Any = None,
@@ -49,7 +51,7 @@ def compile(  # noqa: A001 - Keras' own word for it
             config, since Keras ties an optimizer to the variables it first saw.
         learning_rate: a number or a ``LearningRateSchedule``. For an optimizer given by name the
             default is Keras' own (1e-3 for Adam) while only a head learns, and a hundredth of it
-            once the backbone does.
+            once the backbone does, or a tenth with ``layer_decay``.
         loss: as in ``keras.Model.compile``, like all that follow.
         metrics: a list of metrics.
         loss_weights: one weight an output.
@@ -63,6 +65,11 @@ def compile(  # noqa: A001 - Keras' own word for it
         global_clipnorm: the norm to which all gradients together are clipped.
         gradient_accumulation_steps: batches whose gradients are averaged for one step: the memory
             of one batch, the step of many. 1 switches it off.
+        layer_decay: the share of the learning rate that each block of the backbone has of the
+            next one's, such as 0.8: the ``decay`` of `finetune_keras.layerwise`. ``False`` switches
+            it off.
+        ema_momentum: keeps a moving average of the weights, as `finetune_keras.ema` does.
+            ``False`` switches it off.
         label_smoothing: share of each label that is spread over all classes, such as 0.1; 0
             switches it off. For several outputs a dict by their names, like the two that follow.
         class_weight: ``"balanced"`` by ``counts``, a dict by class name or number, or a list;
@@ -122,10 +129,22 @@ def compile(  # noqa: A001 - Keras' own word for it
             f"nothing learns in the model {model.name!r}: thaw something first, for example "
             "finetune_keras.thaw(model, select.head())"
         )
+
+    def wrapped(made: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        if layer_decay is False:
+            made = optimizers.without(made, optimizers.LayerwiseOptimizer)
+        elif layer_decay is not None:
+            made = optimizers.by_decay(made, model, layer_decay)
+        if ema_momentum is False:
+            made = optimizers.without(made, optimizers.AveragingOptimizer)
+        elif ema_momentum is not None:
+            made = optimizers.averaged(made, ema_momentum)
+        return made
+
     with scope(model):
         if optimizer is None and model.compiled:
             carried = optimizers.carry(
-                model.optimizer, model.trainable_variables, learning_rate, settings
+                model.optimizer, model.trainable_variables, learning_rate, settings, wrapped
             )
             if carried.restarted:
                 kind = type(optimizers.innermost(carried.optimizer)).__name__
@@ -135,7 +154,7 @@ def compile(  # noqa: A001 - Keras' own word for it
                 )
             new = carried.optimizer
         else:
-            probe = optimizers.make(optimizer or "adamw")
+            probe = wrapped(optimizers.make(optimizer or "adamw"))
             new = optimizers.make(
                 optimizer or "adamw",
                 learning_rate,
@@ -144,6 +163,7 @@ def compile(  # noqa: A001 - Keras' own word for it
                 else optimizers.default_rate(probe),
                 settings=settings,
             )
+            new = wrapped(new)
             if _in_float16(model):
                 new = optimizers.scaled(new)
         recompile(model, new, **given)

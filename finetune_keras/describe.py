@@ -24,7 +24,8 @@ class Row:
         parameters: number of scalars, statistics included.
         learning: how many of them a training step changes by a gradient.
         state: ``"frozen"``, ``"learning"``, or ``"partly"``.
-        rate: the learning rate in force, ``None`` where nothing learns or nothing is compiled.
+        rate: the learning rate in force, the highest where they differ; ``None`` where nothing
+            learns or nothing is compiled.
     """
 
     name: str
@@ -177,11 +178,12 @@ def describe(model: keras.Model) -> Description:
     compiled = model.compiled and model.optimizer is not None
     rate = optimizers.rate(model.optimizer) if compiled else None
     found_blocks = blocks.blocks_of(divided.opened, divided.head_calls)
-    rows = [_row(b.name, "backbone", b.units, model, rate) for b in found_blocks]
+    scaled = optimizers.layerwise_of(model.optimizer) if compiled else None
+    rows = [_row(b.name, "backbone", b.units, model, rate, scaled) for b in found_blocks]
     heads: dict[str, list[graph.Unit]] = {}
     for unit in divided.head_units:
         heads.setdefault(unit.path.rsplit("/", 1)[0], []).append(unit)
-    rows += [_row(name, "head", tuple(units), model, rate) for name, units in heads.items()]
+    rows += [_row(name, "head", tuple(units), model, rate, scaled) for name, units in heads.items()]
     found = record.read(model)
     return Description(
         model=model.name,
@@ -194,10 +196,12 @@ def describe(model: keras.Model) -> Description:
     )
 
 
-def _row(name: str, part: str, units, model: keras.Model, rate: float | None) -> Row:
+def _row(name: str, part: str, units, model: keras.Model, rate: float | None, scaled) -> Row:
     learners = [u for u in units if u.learnable]
     live = [u for u in learners if flags.is_on(u, model)]
     state = "frozen" if not live else "learning" if len(live) == len(learners) else "partly"
+    if live and scaled is not None:
+        rate = rate * max(scaled.multiplier(u.variable) for u in live)
     return Row(
         name=name,
         part=part,
@@ -212,6 +216,11 @@ def _row(name: str, part: str, units, model: keras.Model, rate: float | None) ->
 def _optimizer(model: keras.Model, rate: float) -> str:
     kind = type(optimizers.innermost(model.optimizer)).__name__
     now = " now, by a schedule" if optimizers.scheduled(model.optimizer) else ""
+    if optimizers.layerwise_of(model.optimizer) is not None:
+        now += ", scaled by layer"
+    average = optimizers.averaging_of(model.optimizer)
+    if average is not None:
+        now += f"; weights averaged with momentum {average.momentum:g}"
     return f"{kind}, learning rate {rate:.3g}{now}"
 
 

@@ -12,7 +12,7 @@ import keras
 
 from finetune_keras import _private, flags, graph, record
 from finetune_keras.heads import uncertainty
-from finetune_keras.optimizers import innermost, newcomers
+from finetune_keras.optimizers import innermost, newcomers, rebind
 
 __all__ = ["load"]
 
@@ -114,3 +114,4 @@ def _compile_as_saved(model: keras.Model, path: Path, custom_objects: dict | Non
         with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
             if "optimizer/vars" in weights:
                 model.optimizer.load_own_variables(weights["optimizer/vars"])
+        rebind(model)

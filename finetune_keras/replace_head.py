@@ -85,6 +85,8 @@ def replace_head(
         name = name or f"{model.name}_fine_tuned"
     new = attach(inputs, features, head, origin=origin, name=name or model.name)
     settings, default = _settings(model, optimizer, learning_rate)
+    if isinstance(settings["optimizer"], keras.optimizers.Optimizer):
+        settings["optimizer"] = optimizers.retargeted(settings["optimizer"], new)
     finish(new, head, freeze, **settings)
     if default:
         optimizers.innermost(new.optimizer).learning_rate = _default_rate(new)

@@ -9,12 +9,13 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _private, graph
+from finetune_keras import _private, graph, optimizers
 from finetune_keras._errors import nearest
 from finetune_keras.cache import solved, source, training
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.split import divide
+from finetune_keras.callbacks import EMA
 from finetune_keras.compile import compile as _compile
 from finetune_keras.compile import scope
 
@@ -153,6 +154,7 @@ def fit(
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
+    plain["callbacks"] = callbacks = _with_average(model, callbacks)
     why = _obstacle(model) if cache is not False else ""
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
@@ -238,6 +240,16 @@ def fit(
         callbacks=callbacks,
         memory=memory,
     )
+
+
+def _with_average(model: keras.Model, callbacks: Any) -> Any:
+    """The callbacks, with the one that evaluates averages where the optimizer keeps them."""
+    given = getattr(callbacks, "callbacks", callbacks)
+    given = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    averages = model.compiled and optimizers.averaging_of(model.optimizer) is not None
+    if not averages or any(isinstance(c, EMA) for c in given):
+        return callbacks
+    return [EMA(), *given]
 
 
 def _check_solver(solver: str | None) -> None:

@@ -1,27 +1,48 @@
-"""Optimizers across a change of what learns."""
+"""Optimizers across a change of what learns, by depth, and averaged."""
 
+from finetune_keras.optimizers.ema import AveragingOptimizer, averaged, averaging_of, ema
+from finetune_keras.optimizers.layerwise import (
+    LayerwiseOptimizer,
+    by_decay,
+    layerwise,
+    layerwise_of,
+    rebind,
+    retargeted,
+)
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
     default_rate,
-    innermost,
     make,
     open_rate,
     rate,
     scaled,
     scheduled,
     settings,
+    without,
 )
+from finetune_keras.optimizers.wrapper import innermost
 
 __all__ = [
+    "AveragingOptimizer",
     "Carried",
+    "LayerwiseOptimizer",
+    "averaged",
+    "averaging_of",
+    "by_decay",
     "carry",
     "default_rate",
+    "ema",
     "innermost",
+    "layerwise",
+    "layerwise_of",
     "make",
     "open_rate",
     "rate",
+    "rebind",
+    "retargeted",
     "scaled",
     "scheduled",
     "settings",
+    "without",
 ]

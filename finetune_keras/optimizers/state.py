@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -19,21 +19,23 @@ import numpy as np
 from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.optimizers import newcomers
+from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain, innermost
 
 __all__ = [
     "Carried",
     "carry",
+    "copied",
     "default_rate",
-    "innermost",
     "make",
+    "nested",
     "open_rate",
     "rate",
     "scaled",
     "scheduled",
     "settings",
+    "without",
 ]
 
-Optimizer = keras.optimizers.Optimizer
 _OPEN = 0.01  # an open backbone learns at a hundredth of the rate of a new head
 
 
@@ -51,13 +53,6 @@ class Carried:
     restarted: bool
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside wrappers such as ``LossScaleOptimizer``."""
-    while isinstance(getattr(optimizer, "inner_optimizer", None), Optimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer
-
-
 def default_rate(optimizer: Optimizer) -> float:
     """The rate for a new head: the default of the optimizer's own class in Keras."""
     signature = inspect.signature(type(innermost(optimizer)).__init__)
@@ -66,10 +61,11 @@ def default_rate(optimizer: Optimizer) -> float:
 
 
 def open_rate(optimizer: Optimizer) -> float:
-    """The rate for pretrained layers that learn: a hundredth of `default_rate`, which is
-    1e-5 for Adam.
+    """The rate where pretrained layers learn: a hundredth of `default_rate`, which is 1e-5 for
+    Adam; a tenth of it where the rate falls with depth.
     """
-    return _OPEN * default_rate(optimizer)
+    shares = [o.open_share for o in chain(optimizer) if isinstance(o, Wrapper) and o.open_share]
+    return (shares or [_OPEN])[0] * default_rate(optimizer)
 
 
 def rate(optimizer: Optimizer) -> float:
@@ -155,22 +151,56 @@ def _named(name) -> Optimizer:
     return getattr(keras.optimizers, names[name.lower()])()
 
 
+def copied(optimizer: Optimizer) -> Optimizer:
+    """A fresh optimizer with the same settings."""
+    return _from_config(optimizer)
+
+
 def _from_config(optimizer: Optimizer, learning_rate=None, changed=None) -> Optimizer:
     """A fresh optimizer with the same settings, but for another rate and what is ``changed``."""
-    config = optimizer.get_config()
     inner = getattr(optimizer, "inner_optimizer", None)
     if isinstance(inner, Optimizer):
-        config["inner_optimizer"] = keras.saving.serialize_keras_object(
-            _from_config(inner, learning_rate, changed)
-        )
-        changed = None
-    elif learning_rate is not None:
+        return _around(optimizer, _from_config(inner, learning_rate, changed))
+    config = optimizer.get_config()
+    if learning_rate is not None:
         config["learning_rate"] = checked_rate(learning_rate)
     elif scheduled(optimizer):
         # The object itself: a lambda, or a class of the user's, does not survive the config.
         config["learning_rate"] = _private.rate_object(optimizer)
     made = type(optimizer).from_config({**config, **(changed or {})})
     _private.copy_decay_exclusions(optimizer, made)
+    return made
+
+
+def without(optimizer: Optimizer, kind: type[Wrapper]) -> Optimizer:
+    """``optimizer``, not yet built, without the wrappers of a kind."""
+    *wrappers, made = chain(optimizer)
+    for wrapper in reversed(wrappers):
+        if type(wrapper) is not kind:
+            made = _around(wrapper, made)
+    return made
+
+
+def _around(wrapper: Optimizer, inner: Optimizer) -> Optimizer:
+    """A fresh wrapper with the settings of another, around ``inner``."""
+    config = wrapper.get_config()
+    config.pop("inner_optimizer")
+    made = type(wrapper)(inner, **config)
+    if isinstance(made, Wrapper):
+        made.inherit(wrapper)
+    return made
+
+
+def nested(optimizer: Optimizer, new: Wrapper) -> Optimizer:
+    """``optimizer``, not yet built, with ``new`` around its steps in place of one like it.
+
+    From the inside out come the optimizer, the rates by depth, the average of weights and the
+    scale of the loss, whatever the order in which they were asked for.
+    """
+    *wrappers, made = chain(optimizer)
+    wrappers = [w for w in wrappers if type(w) is not type(new)]
+    for wrapper in sorted([*wrappers, new], key=lambda w: getattr(w, "order", 9)):
+        made = _around(wrapper, made)
     return made
 
 
@@ -192,6 +222,7 @@ def carry(
     new_variables: list[keras.Variable],
     learning_rate=None,
     settings: dict | None = None,
+    change: Callable[[Optimizer], Optimizer] | None = None,
 ) -> Carried:
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
@@ -203,8 +234,10 @@ def carry(
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force.
         settings: what `settings` gave.
+        change: what is done to the new optimizer before it is built, such as a wrapper put on.
     """
     new = _from_config(old, learning_rate, settings)
+    new = new if change is None else change(new)
     slots, rest = _build(new, new_variables)
     if not old.built:
         return Carried(new, restarted=False)
@@ -212,12 +245,11 @@ def carry(
     known = _slots_of(old, old_variables)
     restarted = known is None
     if known is None:
-        steps = [[v for v in o.variables if v.name == "iteration"] for o in (old, new)]
+        steps = [[v for v in innermost(o).variables if v.name == "iteration"] for o in (old, new)]
         pairs = list(zip(*steps, strict=True))
     else:
-        old_slots, old_rest = known
-        pairs = [(old_slots[key], slot) for key, slot in slots.items() if key in old_slots]
-        pairs += zip(old_rest, rest, strict=True)
+        mine, theirs = {**slots, **rest}, {**known[0], **known[1]}
+        pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
@@ -254,28 +286,39 @@ def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
     """Builds an optimizer and notes which slot it makes for which variable.
 
     Returns:
-        ``({(id(variable), slot name): slot}, [every other variable of the optimizer])``.
+        ``({(id(variable), slot name): slot}, {(link, number): every other variable})``, where a
+        link is the name of the optimizer's class, or of one inside it.
     """
-    inner = innermost(optimizer)
-    plain = inner.add_variable_from_reference
     slots: dict[tuple[int, str], keras.Variable] = {}
 
-    def noted(reference_variable, name=None, initializer="zeros"):
-        if tiny:  # only the order matters: no second copy of a large model's slots
-            slot = inner.add_variable(shape=(), name=name)
-        else:
-            slot = plain(reference_variable, name=name, initializer=initializer)
-        slots[id(reference_variable), name] = slot
-        return slot
+    def noting(link: Optimizer):
+        plain = link.add_variable_from_reference
 
-    inner.add_variable_from_reference = noted
+        def noted(reference_variable, name=None, initializer="zeros"):
+            if tiny:  # only the order matters: no second copy of a large model's slots
+                slot = link.add_variable(shape=(), name=name)
+            else:
+                slot = plain(reference_variable, name=name, initializer=initializer)
+            slots[id(reference_variable), name] = slot
+            return slot
+
+        link.add_variable_from_reference = noted
+
+    links = chain(optimizer)
+    for link in links:
+        noting(link)
     try:
         optimizer.build(variables)
     finally:
-        del inner.add_variable_from_reference
-    mine = {id(s) for s in slots.values()}
-    # The rate is part of the config, and no variable at all where there is a schedule.
-    rest = [v for v in optimizer.variables if id(v) not in mine and v.name != "learning_rate"]
+        for link in links:
+            del link.add_variable_from_reference
+    taken = {id(s) for s in slots.values()}
+    rest = {}
+    for link in reversed(links):  # the innermost first: the others list its variables too
+        # The rate is part of the config, and no variable at all where there is a schedule.
+        own = [v for v in link.variables if id(v) not in taken and v.name != "learning_rate"]
+        taken |= {id(v) for v in own}
+        rest.update({(type(link).__name__, i): v for i, v in enumerate(own)})
     return slots, rest
 
 
@@ -291,11 +334,11 @@ def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
     except ValueError:  # one that writes to its slots while it builds, such as ScheduleFreeAdamW
         twin = _from_config(old)
         twin_slots, twin_rest = _build(twin, variables)
-    if len(twin.variables) != len(old.variables) or not all(v.shape == () for v in twin_rest):
+    if len(twin.variables) != len(old.variables) or any(len(v.shape) for v in twin_rest.values()):
         return None
     by_twin = {id(t): o for t, o in zip(twin.variables, old.variables, strict=True)}
     slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items()}
     shapes = {id(v): tuple(v.shape) for v in variables}
     if any(tuple(slot.shape) != shapes[key[0]] for key, slot in slots.items()):
         return None
-    return slots, [by_twin[id(t)] for t in twin_rest]
+    return slots, {key: by_twin[id(t)] for key, t in twin_rest.items()}
