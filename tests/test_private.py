@@ -76,6 +76,16 @@ def test_decay_exclusions_are_copied():
     assert decayed == [False, False, True, False, True, False]
 
 
+def test_exclude_from_decay_adds_to_what_was_excluded():
+    model = chain()
+    optimizer = keras.optimizers.AdamW()
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    optimizer.exclude_from_weight_decay(var_list=[kernels[0]], var_names=["bias"])
+    _private.exclude_from_decay(optimizer, [kernels[1]])
+    decayed = [optimizer._use_weight_decay(v) for v in model.trainable_variables]
+    assert decayed == [False, False, False, False, True, False]
+
+
 def test_rate_object_is_the_schedule_itself():
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
     assert _private.rate_object(keras.optimizers.Adam(schedule)) is schedule
