@@ -52,6 +52,7 @@ ORDER = [
     "flags",
     "optimizers.newcomers",
     "optimizers.wrapper",
+    "optimizers.moves",
     "optimizers.state",
     "optimizers.layerwise",
     "optimizers.ema",

@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from finetune_keras.optimizers import state
+from finetune_keras.optimizers import moves, state
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain
 
 __all__ = ["AveragingOptimizer", "averaged", "averaging_of", "ema"]
@@ -85,8 +85,7 @@ class AveragingOptimizer(Wrapper):
         self._averaged.assign(t + step)
         self._exchanged.assign(self._exchanged * (1.0 - step))
         for v, average in zip(self._trainable_variables, self._averages, strict=True):
-            new, old = ops.convert_to_tensor(v), ops.convert_to_tensor(average)
-            average.assign(old + ops.cast(share, old.dtype) * (new - old))
+            moves.towards(average, v, share)
 
     @property
     def exchanged(self) -> bool:

@@ -23,11 +23,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from finetune_keras import _private, blocks, graph, parts, select
 from finetune_keras._errors import SelectionError
-from finetune_keras.optimizers import state
+from finetune_keras.optimizers import moves, state
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain
 
 __all__ = [
@@ -66,6 +65,7 @@ class _Bound:
     def __init__(self):
         self.rules: dict[int, Rule] = {}
         self.variables: list[keras.Variable] = []  # keeps the ids alive
+        self.buffers: dict[int, Any] = {}
 
     def put(self, variables: Sequence[keras.Variable], rules: Sequence[Rule]) -> None:
         self.variables.extend(variables)
@@ -159,16 +159,12 @@ class LayerwiseOptimizer(Wrapper):
 
     def wrapped(self, grads: list, variables: list[keras.Variable]) -> None:
         """The inner optimizer's step, then back by what is too much of it."""
-        part = [(v, self.multiplier(v)) for v in variables]
-        part = [(v, m, ops.copy(v)) for v, m in part if m != 1.0]
+        part = [(v, m) for v in variables if (m := self.multiplier(v)) != 1.0]
+        old = [moves.kept(v, self._bound.buffers) for v, _ in part]
         with self._decay_of_some(variables):
             self.inner_optimizer.apply(grads, variables)
-        for v, m, old in part:
-            new = ops.convert_to_tensor(v)
-            new = old if m == 0.0 else old + ops.cast(m, new.dtype) * (new - old)
-            if v.constraint is not None and m:
-                new = v.constraint(new)
-            v.assign(new)
+        for (v, m), was in zip(part, old, strict=True):
+            moves.part_way(v, was, m)
 
     @contextlib.contextmanager
     def _decay_of_some(self, variables: list[keras.Variable]) -> Iterator[None]:
