@@ -3,9 +3,10 @@
     python benchmarks/layerwise.py overhead [--model resnet50] [--repeats 7] [--out overhead.json]
     python benchmarks/layerwise.py accuracy --data DATA [--shots 20] [--seeds 5] [--out acc.json]
 
-``overhead`` trains one network, all of it, on one batch, with AdamW, with `finetune_keras.layerwise`
-around it, and with `finetune_keras.ema` around that, the three in turn; it prints the medians of
-the ratios of CPU seconds and of wall seconds to plain AdamW of the same turn.
+``overhead`` trains one network, all of it, on one batch, with AdamW, with
+`finetune_keras.layerwise` around it, and with `finetune_keras.ema` around that, the three in turn;
+it prints the medians of the ratios of CPU seconds and of wall seconds to plain AdamW of the same
+turn.
 
 ``accuracy`` fine-tunes all of MobileNetV2 (alpha 0.35, ImageNet) on a few flowers a class, each
 way from the same seed and the same images, and prints accuracy on the validation images after the

@@ -185,6 +185,16 @@ def test_early_stopping_restores_averages():
     assert not moved(after.kept[0], mine)
 
 
+def test_plain_compile_builds_the_optimizer_late():
+    keras.utils.set_random_seed(7)
+    plain, each = chain(), Each()
+    plain.compile(ftk.ema(keras.optimizers.SGD(0.1), momentum=0.9), "mse")
+    data = vectors()
+    plain.evaluate(*data, verbose=0, callbacks=[ftk.callbacks.EMA()])
+    plain.fit(*data, epochs=2, validation_data=data, callbacks=[ftk.callbacks.EMA(), each], **RUN)
+    close(snapshot(plain), formula(each.kept, 0.9))
+
+
 def test_evaluate_with_the_callback_looks_and_leaves():
     mine = model()
     grads = [keras.ops.ones(v.shape) for v in mine.trainable_variables]

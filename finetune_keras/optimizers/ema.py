@@ -90,13 +90,13 @@ class AveragingOptimizer(Wrapper):
     @property
     def exchanged(self) -> bool:
         """Whether the model has the averages now, and the optimizer the weights."""
-        return bool(ops.convert_to_numpy(self._exchanged) > 0)
+        return self.built and bool(ops.convert_to_numpy(self._exchanged) > 0)
 
     def exchange(self) -> None:
         """Puts the averages into the model and the weights here, or back; does nothing before the
         first step.
         """
-        if not ops.convert_to_numpy(self._averaged):
+        if not self.built or not ops.convert_to_numpy(self._averaged):
             return
         for v, average in zip(self._trainable_variables, self._averages, strict=True):
             weights, mean = _copy(v), _copy(average)
@@ -106,6 +106,8 @@ class AveragingOptimizer(Wrapper):
 
     def restart(self) -> None:
         """Begins a new average with the next step, from the weights that the model has."""
+        if not self.built:
+            return
         self._exchanged.assign(0.0)
         self._averaged.assign(0.0)
 
