@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import numpy as np
 
 from finetune_keras import graph, outputs
 from finetune_keras.check import shapes
+from finetune_keras.check.findings import Finding
 from finetune_keras.predict import images
 from finetune_keras.predict.predictions import Prediction, Predictions
 
@@ -126,6 +128,8 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
         texts = [data] if isinstance(data, str) else list(data)
         if not all(isinstance(t, str) for t in texts):
             raise ValueError(f"{model.name!r} takes no images, so that a path means nothing to it")
+        if not own:
+            _refuse(shapes.text(model, texts))
         return (texts if own else np.array(texts, dtype=object)), True
     leaves = keras.tree.flatten(data) if isinstance(data, dict | list | tuple) else [data]
     if leaves and all(np.isscalar(v) for v in leaves) and not isinstance(data, dict):
@@ -159,8 +163,11 @@ def _first(batch: Any) -> Any:
 
 
 def _check_shapes(model: keras.Model, x: Any) -> None:
-    wrong = next(shapes.inputs(model, x), None)
-    if wrong is not None:
+    _refuse(shapes.inputs(model, x))
+
+
+def _refuse(found: Iterator[Finding]) -> None:
+    for wrong in found:
         raise ValueError(f"{wrong.message}: {wrong.fix}")
 
 
