@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_keras._errors import nearest
 
-__all__ = ["classes", "files", "root", "splits"]
+__all__ = ["classes", "files", "located", "root", "splits"]
 
 # Names of folders that are splits and no classes, by the name that they get.
 _SPLITS = {
@@ -31,7 +31,7 @@ def root(folder: str | os.PathLike) -> Path:
         Traceback (most recent call last):
         ValueError: there is no folder 'no_such_folder'
     """
-    path = Path(folder).expanduser()
+    path = located(folder)
     if path.is_dir():
         return path
     if path.suffix.lower() in _ARCHIVES and path.is_file():
@@ -44,6 +44,24 @@ def root(folder: str | os.PathLike) -> Path:
     hint = nearest(path.name, beside) if beside else ""
     hint = f": {hint}" if hint.startswith("did") else ""
     raise ValueError(f"there is no folder {str(path)!r}{hint}")
+
+
+def located(path: str | os.PathLike) -> Path:
+    """A path as the user wrote it.
+
+    Raises:
+        TypeError: if it is none.
+
+    Examples:
+        >>> located(None)
+        Traceback (most recent call last):
+        TypeError: a path is wanted; given None
+    """
+    if isinstance(path, str | os.PathLike):
+        return Path(path).expanduser()
+    article = "an" if type(path).__name__[0] in "aeiou" else "a"
+    shown = "None" if path is None else f"{article} {type(path).__name__}"
+    raise TypeError(f"a path is wanted; given {shown}")
 
 
 def splits(folder: Path) -> dict[str, Path]:

@@ -82,6 +82,8 @@ def text(
         >>> ds.class_names, next(iter(ds))[0].numpy().tolist()
         (['ham', 'spam'], [b'Hello, you', b'Buy now'])
     """
+    if preprocessor is not None and not callable(preprocessor):
+        raise TypeError(f"preprocessor is called on strings; given {preprocessor!r}")
     settings = {"preprocessor": preprocessor, "batch_size": batch_size, "seed": seed}
     chosen = {"class_names": named(class_names), "kind": labels, "strict": strict}
     if not isinstance(source, str | os.PathLike):
