@@ -32,6 +32,9 @@ def names(model: keras.Model, train: Any, held: Any) -> None:
         train: data sets with ``class_names``, or anything else.
         held: the same.
     """
+    for data, what in ((train, "the training data"), (held, "the validation data")):
+        if several := arrays.splits(data):
+            raise TypeError(f"{what} are {several}")
     own, other = _class_names(train), _class_names(held)
     at = classes.clash(own, other)
     if at is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -92,8 +93,23 @@ def splits(folder: Path) -> dict[str, Path]:
 
 
 def classes(folder: Path) -> dict[str, Path]:
-    """The folders of classes, sorted by name as Keras sorts them; hidden ones are none."""
-    return {path.name: path for path in _folders(folder)}
+    """The folders of classes, sorted by name as Keras sorts them; hidden ones are none.
+
+    An archive made on a Mac may write letters with accents in two characters: the name is the same.
+
+    Raises:
+        ValueError: if two folders have the same name, written in two ways.
+    """
+    found: dict[str, Path] = {}
+    for path in _folders(folder):
+        name = unicodedata.normalize("NFC", path.name)
+        if name in found:
+            raise ValueError(
+                f"{str(folder)!r} has two folders of the name {name!r}, whose accents are written "
+                f"as {found[name].name!a} and {path.name!a}: move the files into one"
+            )
+        found[name] = path
+    return dict(sorted(found.items()))
 
 
 def files(folder: Path, endings: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from finetune_keras import graph, outputs
+from finetune_keras.arrays import splits
 from finetune_keras.check import shapes
 from finetune_keras.check.findings import Finding
 from finetune_keras.predict import images
@@ -39,8 +40,8 @@ def predict(
         model: a ``keras.Model``, compiled or not.
         data: what ``model.predict`` takes: arrays, a dict of arrays, a data set or generator of
             batches (labels in it are left out, in ``(x, y)`` too); one example without the batch
-            axis; the path of an image or of a folder of images (sorted by name, without
-            subfolders), or a list of such paths. Strings for a model of text are texts.
+            axis; the path of an image or of a folder of images (all below it, sorted by
+            folder and name), or a list of such paths. Strings for a model of text are texts.
         top: how many classes to name at most.
         batch_size: for arrays and files.
         resize: how image files are brought to the model's size, as in `finetune_keras.data.images`:
@@ -74,10 +75,11 @@ def predict(
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
     top, batch_size = int(top), int(batch_size)
+    if several := splits(data):
+        raise TypeError(f"the data are {several}")
     names: tuple[str, ...] | None = None
     if images.are_paths(data) and _takes_images(model):
-        paths = images.files(data)
-        names = tuple(p.name for p in paths)
+        names, paths = images.files(data)
         parts = [
             model.predict(x, batch_size=batch_size, verbose=verbose)
             for x in images.batches(
