@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from finetune_keras import arrays, outputs
+from finetune_keras._errors import sentence
 from finetune_keras.check import (
     answers,
     balance,
@@ -132,8 +133,8 @@ def _predictions(
     try:
         predicted = flow.forward(model, x)
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        yield Finding("model", f"the model fails on these inputs: {reason}", "call it on a batch")
+        why = sentence(e)
+        yield Finding("model", f"the model fails on these inputs: {why}", "call it on a batch")
         return
     found = outputs.outputs(model, predicted)
     names = [output.name for output in found]
