@@ -7,10 +7,23 @@ All of them are ``ValueError``s, so that ``except ValueError`` around a builder 
 from __future__ import annotations
 
 import difflib
+import numbers
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
-__all__ = ["CacheError", "HeadError", "SelectionError", "WeightsError", "nearest", "sentence"]
+import numpy as np
+
+__all__ = [
+    "CacheError",
+    "HeadError",
+    "SelectionError",
+    "WeightsError",
+    "nearest",
+    "plain",
+    "sentence",
+    "whole",
+]
 
 
 class SelectionError(ValueError):
@@ -53,6 +66,32 @@ def nearest(
     shown = ", ".join(repr(n) for n in names[:8])
     more = f", ... ({len(names)} in all)" if len(names) > 8 else ""
     return f"there are: {shown}{more}" if names else "there are none"
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's as Python's, which is shown without its type.
+
+    Examples:
+        >>> plain(np.float32(0.5)), plain("x")
+        (0.5, 'x')
+    """
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def whole(name: str, value: Any, low: int) -> int:
+    """A whole number, of Python or NumPy, as Python's.
+
+    Raises:
+        ValueError: if it is anything else, or less than ``low``.
+
+    Examples:
+        >>> whole("rows", np.int64(3), 1)
+        3
+    """
+    number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not number or value < low:
+        raise ValueError(f"{name} is a whole number from {low} on; given {plain(value)!r}")
+    return int(value)
 
 
 def sentence(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["bare", "cut", "each", "is_array", "rows", "short", "to_numpy"]
+__all__ = ["bare", "cut", "each", "is_array", "rows", "short", "splits", "to_numpy"]
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -97,6 +97,16 @@ def each(function: Callable, structure: Any) -> Any:
 def is_array(value: Any) -> bool:
     """Whether this is an array or tensor of some kind, or a data frame, rather than data in it."""
     return hasattr(value, "__array__") or (hasattr(value, "shape") and hasattr(value, "dtype"))
+
+
+def splits(data: Any) -> str:
+    """How to pass one of a dict of data sets, such as a folder of splits gives; else nothing."""
+    if not isinstance(data, Mapping) or not data:
+        return ""
+    if not all(hasattr(v, "element_spec") for v in data.values()):
+        return ""
+    names = ", ".join(map(repr, data))
+    return f"a dict of the data sets {names}: pass one, data[{next(iter(data))!r}]"
 
 
 def short(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 
 from finetune_keras import _private, flags, graph, record
+from finetune_keras._errors import sentence
 from finetune_keras.heads import uncertainty
 from finetune_keras.optimizers import innermost, newcomers, rebind
 
@@ -64,8 +65,9 @@ def load(
     try:
         return _load(path, custom_objects, safe_mode)
     except (OSError, KeyError, json.JSONDecodeError, zipfile.BadZipFile) as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise ValueError(f"{str(path)!r} is damaged or was not written by Keras: {reason}") from e
+        raise ValueError(
+            f"{str(path)!r} is damaged or was not written by Keras: {sentence(e)}"
+        ) from e
 
 
 def _load(path: Path, custom_objects: dict | None, safe_mode: bool) -> keras.Model:

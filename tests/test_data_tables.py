@@ -29,6 +29,18 @@ def written(folder, text, name="all.csv"):
     return path
 
 
+class NAType:
+    """As pandas.NA is: no comparison with it is true or false."""
+
+    def __eq__(self, other):
+        return self
+
+    __hash__ = None
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+
 class Frame:
     """What a data frame of pandas or polars has in common."""
 
@@ -56,6 +68,58 @@ def test_a_csv_gives_each_image_its_label(folder):
     tsv = written(folder, "path\tlabel\nsub\\ä b.png\t7\n0.png\t10\n", "all.tsv")
     ds = ftk.data.table(tsv, size=8, shuffle=False)
     assert (pixels(ds), ds.class_names) == ([(250, 0), (0, 1)], ["7", "10"])
+
+
+EXCEL = "path;label\r\nsub/ä b.png;Größe\r\n2.png;a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (EXCEL.encode(), {}),
+        (EXCEL.encode("utf-8-sig"), {}),
+        (EXCEL.encode("cp1252"), {"encoding": "cp1252"}),
+        (EXCEL.encode("latin-1"), {"encoding": "latin-1"}),
+        (("sep=;\r\n" + EXCEL).encode(), {}),
+        (EXCEL.replace(";", "\t").encode("utf-16"), {}),  # "Unicode text"
+        (EXCEL.replace(";", "|").encode("utf-16"), {"encoding": "utf-8"}),
+        (EXCEL.replace(";", ",").encode("utf-32"), {}),
+    ],
+)
+def test_tables_as_excel_writes_them(folder, data, options):
+    ds = ftk.data.table(written(folder, data), size=8, shuffle=False, **options)
+    assert (pixels(ds), ds.class_names) == ([(250, 0), (80, 1)], ["Größe", "a"])
+    read = ftk.data.text(folder / "all.csv", x="path", shuffle=False, **options)
+    assert read.class_names == ["Größe", "a"]
+
+
+def test_json_lines_name_images_too(folder):
+    path = written(folder, '{"file_name": "1.png", "label": "b"}\n{"label": "a"}\n', "a.jsonl")
+    with pytest.raises(ValueError, match=r"the path in line 2 of 'a.jsonl' is missing"):
+        ftk.data.table(path, size=8)
+    path = written(folder, '{"file_name": "1.png", "label": "b"}\n', "a.jsonl")
+    assert pixels(ftk.data.table(path, size=8)) == [(40, 0)]
+
+
+def test_names_with_accents_are_one_however_they_are_written(folder, tmp_path):
+    composed, parts = "\u00e4", "a\u0308"
+    for name in (composed, parts):
+        path = written(folder, f"path,label\nsub/{name} b.png,{name}\n0.png,{parts}\n")
+        ds = ftk.data.table(path, size=8, shuffle=False)
+        assert (pixels(ds), ds.class_names) == ([(250, 0), (0, 0)], [composed])
+    assert encode([parts, "b"], [composed, "b"])[0].tolist() == [0, 1]
+    for split, name in (("train", composed), ("val", parts)):
+        for other in (name, "b"):
+            (tmp_path / split / other).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / other / "0.png")
+    both = ftk.data.images(tmp_path, size=8)
+    assert both["train"].class_names == both["val"].class_names == ["b", composed]
+    assert both["val"].counts.tolist() == [1, 1]
+    (tmp_path / "train" / parts).mkdir()
+    message = r"two folders of the name '\xe4', .* '\\xe4'.*: move the files into one"
+    with pytest.raises(ValueError, match=message.replace("\\xe4", "\u00e4", 1)) as caught:
+        ftk.data.images(tmp_path, size=8)
+    assert "\n" not in str(caught.value)
 
 
 def test_frames_and_columns(folder):
@@ -102,7 +166,6 @@ LABELS = {
     "one number as two texts": (["1", "01", "2.0"], [0, 0, 1], ["1", "2"]),
     "from zero": ([0, 2, 1, 1], [0, 2, 1, 1], ["0", "1", "2"]),
     "booleans": ([True, False], [1, 0], ["False", "True"]),
-    "nan is a name": (["nan", "x"], [0, 1], ["nan", "x"]),
     "bytes": ([b"x", b"y"], [0, 1], ["x", "y"]),
     "space": ([" x", "x "], [0, 0], ["x"]),
 }
@@ -113,6 +176,19 @@ def test_labels(case):
     values, expected, names = LABELS[case]
     labels, found = encode(values)
     assert (labels.tolist(), found, labels.dtype) == (expected, names, np.dtype("int32"))
+
+
+def test_a_missing_label_is_no_class():
+    for value in ("nan", "NaN", "<NA>", "NaT", "", "  ", None, float("nan"), np.datetime64("NaT")):
+        with pytest.raises(ValueError, match="^1 labels are missing, the first in row 1"):
+            encode(["x", value])
+    for how in ({"class_names": ["nan", "x"]}, {"kind": "classes"}):
+        assert encode(["x", "nan"], **how)[0].tolist() == [1, 0]
+    with pytest.warns(UserWarning, match="class 'NA', first in row 1: if these labels are missing"):
+        encode(["x", "NA"])
+    frame = Frame(text=["a", "b", "c"], label=["x", NAType(), "y"])
+    with pytest.warns(UserWarning, match="1 of 3 texts are left out: .row 1: no label"):
+        assert ftk.data.text(frame).class_names == ["x", "y"]
 
 
 def test_doubtful_labels_are_told():
@@ -127,31 +203,37 @@ def test_doubtful_labels_are_told():
 
 BAD = {
     "missing file": (b"path,label\n9.png,a\n8.png,b\n", {}, "none of 2 files is there.*folder="),
-    "parent": (b"path,label\n0.png,a\n../0.png,b\n", {}, r"line 3 leads out of .*'\.\./0.png'"),
-    "hidden parent": (b"path,label\nsub/../../x/0.png,a\n", {}, "line 2 leads out"),
-    "windows parent": (b"path,label\n..\\x.png,a\n", {}, "line 2 leads out"),
-    "absolute": (b"path,label\n/etc/passwd,a\n", {}, "line 2 leads out.*folder= that holds all"),
-    "no path": (b"path,label\n,a\n", {}, "path in line 2 is missing"),
+    "parent": (b"path,label\n0.png,a\n../0.png,b\n", {}, r"line 3 of .* leads out .*'\.\./0.png'"),
+    "hidden parent": (b"path,label\nsub/../../x/0.png,a\n", {}, "line 2 of .* leads out"),
+    "windows parent": (b"path,label\n..\\x.png,a\n", {}, "line 2 of .* leads out"),
+    "absolute": (b"path,label\n/etc/passwd,a\n", {}, "line 2 of .* leads out.*folder= that"),
+    "no path": (b"path,label\n,a\n", {}, "path in line 2 of .* is missing"),
     "no label": (b"path,label\n0.png,a\n\n1.png,\n", {}, "1 labels are missing, .*line 4"),
-    "two labels": (b"path,label\n0.png,a\n./0.png,b\n", {}, "two labels: one in line 2, .*line 3"),
-    "fewer": (b"path,label\n0.png,a\n1.png\n", {}, "line 3 of .* has 1 fields, the header 2"),
-    "more": (b"path,label\n0.png,a,b\n", {}, "line 2 of .* has 3 fields, the header 2"),
+    "two labels": (b"path,label\n0.png,a\n./0.png,b\n", {}, "two labels: one in line 2.*line 3"),
+    "fewer": (b"path,label\n0.png,a\n1.png\n", {}, "line 3 of .*: 1 fields in place of 2"),
+    "more": (b"path,label\n0.png,a,b\n", {}, "line 2 of .*: 3 fields in place of 2"),
     "quote": (b'path,label\n"0.png,a\n1.png,b\n2.png,c\n', {}, "line 2 of .*unexpected end"),
     "after a quote": (b'path,label\n0.png,"a"b\n', {}, "line 2 of .*expected after"),
     "line break": (b'path,label\n"0.png,a\n1.png",b\n', {}, "line 2 .* line break"),
     "zero byte": (b"path,label\n0.png,a\0b\n", {}, "line 2 of"),
-    "not utf-8": (b"path,label\n0.png,a\n1.png,\xff\n", {}, "line 3 of .* is not UTF-8"),
-    "utf-16": ("path,label\n0.png,a\n".encode("utf-16"), {}, "line 1 of .* is not UTF-8"),
-    "empty": (b"", {}, "has no row below a header"),
-    "header only": (b"path,label\n", {}, "has no row below a header"),
-    "semicolons": (b"path;label\n0.png;a\n", {}, "single column.*give delimiter=';'"),
+    "not utf-8": (b"path,label\n0.png,a\n1.png,\xff\n", {}, "line 3 of.*give encoding='cp1252'"),
+    "utf-16": ("path,label\n0.png,a\n".encode("utf-16-le"), {}, "give encoding='utf-16-le'"),
+    "other encoding": (b"path,label\n", {"encoding": "utf-9"}, "there is no encoding 'utf-9'"),
+    "no encoding": (b"path,label\n", {"encoding": None}, "there is no encoding None"),
+    "empty": (b"", {}, "is empty"),
+    "header only": (b"path,label\n", {}, "has no rows"),
+    "one column": (b"path:label\n0.png:a\n", {}, "single column, 'path:label'.*delimiter="),
+    "wrong delimiter": (b"path,label\n0.png,a\n", {"delimiter": ";"}, "single column.*than ';'"),
+    "no delimiter": (b"path,label\n0.png,a\n", {"delimiter": ";;"}, "delimiter=';;': "),
+    "decimal comma": (b"path;label\n0.png;0,5\n1.png;1\n", {}, "line 2 .* is '0,5': write numbers"),
+    "nan": (b"path,label\n0.png,a\n1.png,nan\n", {}, "missing, .* line 3 .*'nan'.*leave these"),
     "twice": (b"path,label,label\n0.png,a,b\n", {}, "column 'label' twice"),
     "no column": (b"path,kind\n0.png,a\n", {}, "give y=, the name of a column; there are: 'path'"),
     "other column": (b"path,label\n0.png,a\n", {"y": "lable"}, "no column 'lable': did you mean"),
     "unknown class": (b"path,label\n0.png,dgo\n", {"class_names": ["cat", "dog"]},
-                      "'dgo' in line 2 is no class: did you mean 'dog'"),
-    "no number": (b"path,label\n0.png,a\n", {"labels": "numbers"}, "line 2 is no number: 'a'"),
-    "infinite": (b"path,label\n0.png,1e999\n", {"labels": "numbers"}, "line 2 is"),
+                      "'dgo' in line 2 of .* is no class: did you mean 'dog'"),
+    "no number": (b"path,label\n0.png,a\n", {"labels": "numbers"}, "line 2 .* is no number: 'a'"),
+    "infinite": (b"path,label\n0.png,1e999\n", {"labels": "numbers"}, "line 2 of .* is 1e999"),
     "no columns": (b"path,label\n0.png,a\n", {"y": []}, "empty list"),
 }  # fmt: skip
 
@@ -173,7 +255,7 @@ def test_what_is_no_table(tmp_path, folder):
     (tmp_path / "frame.pkl").write_bytes(b"x")
     with pytest.raises(ValueError, match="is a pickle, which can run any code"):
         ftk.data.table(tmp_path / "frame.pkl")
-    with pytest.raises(TypeError, match="path of a CSV file, a data frame.*given a list"):
+    with pytest.raises(TypeError, match="path of a CSV or JSONL file, a data frame.*given a list"):
         ftk.data.table([("0.png", "a")])
     with pytest.raises(ValueError, match="of different lengths: {'path': 2, 'label': 1}"):
         ftk.data.table({"path": ["0.png", "1.png"], "label": ["a"]}, folder=folder)

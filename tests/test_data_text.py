@@ -84,6 +84,12 @@ def test_folders_of_classes_and_of_splits(tmp_path):
         assert len(ftk.data.text(tmp_path / "train").labels) == 8
 
 
+def test_columns_with_half_characters_lose_these_rows():
+    rows = {"text": ["good", "\ud83d", "x", "fine"], "label": ["a", "a", "\udc00", "b"]}
+    with pytest.warns(UserWarning, match="2 of 4 texts are left out: 'row 1: half a character"):
+        assert contents(ftk.data.text(rows, shuffle=False)) == [("good", 0), ("fine", 1)]
+
+
 BAD = "text,label\ngood,a\n,a\nno label,\none field\nfine,b\nto,many,fields\n"
 
 
@@ -136,17 +142,22 @@ def test_threads_do_not_mix_up_the_limit_of_csv(tmp_path, monkeypatch):
     path = write(tmp_path, "long.csv", "text,label\n" + 200_000 * "x" + ",a\ny,b\n")
     before, limits, set_limit = csv.field_size_limit(), [], csv.field_size_limit
 
-    def slow(value):
-        limits.append(value)
+    def slow(*value):
+        limits.extend(value)
         time.sleep(0.02)
-        return set_limit(value)
+        return set_limit(*value)
 
     monkeypatch.setattr(csv, "field_size_limit", slow)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: records.read(path)[0], range(4)))
+        found = list(threads.map(lambda _: records.read(path).rows, range(4)))
     assert [len(rows[0]["text"]) for rows in found] == [200_000] * 4
-    assert limits == [limits[0], before] * 4
+    # One at a time raises it, and puts it back before the next one.
+    assert limits == [limits[0], before] * (len(limits) // 2)
     assert set_limit() == before
+    limits.clear()
+    short = write(tmp_path, "short.csv", "text,label\nx,a\n")
+    assert len(records.read(short).rows) == 1
+    assert not limits  # nor is it touched where no file needs it
 
 
 @pytest.mark.trains
@@ -177,9 +188,9 @@ def test_training_with_a_preprocessor_on_every_backend(tmp_path):
     ("call", "error", "message"),
     [
         (lambda d: ftk.data.text(d / "none.csv"), ValueError, "there is no file"),
-        (lambda d: ftk.data.text(d / "a.pkl"), ValueError, "no file of text by its ending"),
+        (lambda d: ftk.data.text(d / "a.pkl"), ValueError, "a pickle, which can run any code"),
         (lambda d: ftk.data.text(d / "no.ending"), ValueError, "give delimiter= to read it"),
-        (lambda d: ftk.data.text(d / "a.pkl", delimiter=","), ValueError, "no file of text"),
+        (lambda d: ftk.data.text(d / "a.pkl", delimiter=","), ValueError, "is a pickle"),
         (lambda d: ftk.data.text(d / "m.csv", x="txt"), ValueError, "did you mean 'text'"),
         (lambda d: ftk.data.text(d / "m.csv", y="text2"), ValueError, "no column 'text2'"),
         (lambda d: ftk.data.text(d / "odd.csv"), ValueError, "give x=, the name of a column"),
@@ -193,6 +204,16 @@ def test_training_with_a_preprocessor_on_every_backend(tmp_path):
             ValueError,
             "the label 'b' in line 3 of 'm.csv' is no class",
         ),
+        (lambda d: ftk.data.text(d / "a.xlsx"), ValueError, "pandas.read_excel makes of it"),
+        (lambda d: ftk.data.text({"text": "abc", "label": "xyz"}), TypeError, "'text' is no list"),
+        (lambda d: ftk.data.text({"text": 3, "label": ["a"]}), TypeError, "'text' is no list"),
+        (
+            lambda d: ftk.data.text({"text": ["a", "\ud83d"], "label": [1, 2]}, strict=True),
+            ValueError,
+            "row 1: half a character",
+        ),
+        (lambda d: ftk.data.arrays(["a", "\ud83d"], [0, 1]), ValueError, "half a character"),
+        (lambda d: ftk.data.arrays([1.0, 2.0], ["a", "\ud83d"]), ValueError, "label in row 1 has"),
         (lambda d: ftk.data.text({"text": ["a"], "label": []}), ValueError, "different lengths"),
         (lambda d: ftk.data.text(3), TypeError, "given a int"),
         (lambda d: ftk.data.text(d / "empty"), ValueError, "class"),
@@ -206,6 +227,7 @@ def test_bad_input_names_the_fix(tmp_path, call, error, message):
     write(tmp_path, "head.csv", "text,label\n")
     write(tmp_path, "all.csv", "text,label\n,a\n,b\n")
     write(tmp_path, "a.pkl", "x")
+    write(tmp_path, "a.xlsx", "x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message) as raised:
         call(tmp_path)

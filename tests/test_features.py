@@ -307,6 +307,14 @@ def test_several_tensors_and_structured_labels(tmp_path):
         np.testing.assert_array_equal(found.labels["two"], y["two"])
 
 
+def test_labels_of_several_outputs_keep_their_names_whatever_the_order(prefix, data):
+    x, y = data
+    labels = {"kind": y, "age": np.linspace(0, 1, 20)}
+    found = ftk.features(prefix, (x, labels), verbose=0)
+    for name, values in labels.items():
+        same(found.labels[name], values, atol=1e-6)
+
+
 def test_what_is_wrong_is_said(prefix, data):
     x, y = data
     with pytest.raises(ValueError, match="views must be an integer"):

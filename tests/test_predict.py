@@ -234,6 +234,32 @@ def test_files_are_resized_and_large_lists_are_read_in_pieces(folder, monkeypatc
     np.testing.assert_allclose(found.probabilities[:3], found.probabilities[3:], rtol=1e-5)
 
 
+def test_a_folder_of_folders_of_classes_is_read_whole(folder):
+    for name in ("cat", "dog"):
+        (folder / "pets" / name).mkdir(parents=True)
+        (folder / "pets" / name / "0.png").write_bytes((folder / "b.png").read_bytes())
+    model = image_model()
+    found = predict(model, folder / "pets")
+    assert found.examples == ("cat/0.png", "dog/0.png")
+    one = predict(model, folder / "pets" / "cat" / "0.png")
+    np.testing.assert_allclose(found.probabilities[1:], one.probabilities, rtol=1e-5)
+
+
+def test_a_dict_of_splits_names_the_one_to_pass():
+    from finetune_keras import check, data, fit
+
+    model = image_model()
+    x, y = np.zeros((4, 16, 16, 3)), [0, 1, 2, 0]
+    splits = {name: data.arrays(x, y) for name in ("train", "val")}
+    message = r"a dict of the data sets 'train', 'val': pass one, data\['train'\]"
+    for call in (predict, check, fit):
+        with pytest.raises(TypeError, match=message) as e:
+            call(model, splits)
+        assert "\n" not in str(e.value)
+    with pytest.raises(TypeError, match="the validation data are " + message):
+        fit(model, splits["train"], validation_data=splits)
+
+
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 def test_pixels_of_files_are_those_of_training(tmp_path, resize):
     """Turned by EXIF, transparent, of 16 bits, and larger than the model takes."""

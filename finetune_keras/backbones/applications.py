@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras._errors import WeightsError, nearest
+from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones import files, preprocessing
 from finetune_keras.backbones.base import Backbone
 
@@ -175,7 +175,7 @@ def _missing_rescaling(name: str, network: keras.Model) -> list:
 def _refused(name: str, input_shape: tuple | None, error: ValueError) -> str:
     least = re.search(r"Input size must be at least (\d+)x(\d+)", str(error))
     if least is None:
-        return f"{name!r} with input_shape={input_shape}: {_sentence(error)}"
+        return f"{name!r} with input_shape={input_shape}: {sentence(error)}"
     height, width = least.groups()
     return (
         f"{name!r} takes images of at least {height}x{width}; given input_shape={input_shape}: "
@@ -189,10 +189,6 @@ def _offline(name: str, error: BaseException) -> str:
     file = url.group(0).rstrip(".:,").rsplit("/", 1)[-1] if url else f"{name}'s file"
     home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
     return (
-        f"the ImageNet weights of {name!r} cannot be downloaded ({_sentence(error)}): put {file} "
+        f"the ImageNet weights of {name!r} cannot be downloaded ({sentence(error)}): put {file} "
         f"into {home}, or pass weights=<path of that file>, or weights=None for random weights"
     )
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any
 
 import keras
 
-from finetune_keras._errors import WeightsError, nearest
+from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones.saved_files import Store, is_hub_1, stored
 from finetune_keras.backbones.scopes import Weight
 
@@ -245,9 +245,8 @@ def _load(folder: Path, into: Mapping[int, Any], values: bool) -> tuple[Any, lis
         with tf.variable_creator_scope(creator):
             return tf.saved_model.load(str(folder), tags=tags, options=options), made
     except Exception as e:  # TensorFlow raises many kinds here; the folder and its reason matter
-        reason = " ".join(str(e).split()) or type(e).__name__
-        hint = ""
-        if "Op type not registered" in reason:
+        reason, hint = sentence(e), ""
+        if "Op type not registered" in str(e):
             hint = " (import tensorflow_text first, which has the operations of many text modules)"
         raise WeightsError(
             f"{str(folder)!r} cannot be loaded as a SavedModel{hint}: {reason[:300]}"

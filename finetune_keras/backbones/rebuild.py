@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from finetune_keras import _private, flags, graph, precision
+from finetune_keras._errors import sentence
 
 __all__ = ["computes_in", "rebuilt"]
 
@@ -27,10 +28,9 @@ def rebuilt(network: keras.Model, *, dtype: str | None = None) -> keras.Model:
         with _private.known_code():  # it runs here already
             made = _made_again(network, dtype)
     except Exception as e:
-        reason = " ".join(str(e).split())[:200]
         raise ValueError(
             f"{network.name!r} cannot be made again from its config, for a copy or another "
-            f"dtype: {type(e).__name__}: {reason}"
+            f"dtype: {type(e).__name__}: {sentence(e)}"
         ) from e
     made.set_weights(network.get_weights())
     seen = graph.opened(made)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from finetune_keras import _optional
-from finetune_keras._errors import WeightsError
+from finetune_keras._errors import WeightsError, sentence
 from finetune_keras.backbones import applications
 from finetune_keras.backbones.adopted import SavedModelLayer
 from finetune_keras.backbones.base import Backbone
@@ -85,10 +85,9 @@ def _folder(source: str | os.PathLike) -> tuple[Path, bool]:
     try:
         folder = Path(os.fsdecode(hub.resolve(str(source))))
     except Exception as e:  # of the network, of archives, of the file system
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise WeightsError(
-            f"{str(source)!r} cannot be fetched ({reason}): download it elsewhere and give its "
-            "folder, or set TFHUB_CACHE_DIR to a cache that has it"
+            f"{str(source)!r} cannot be fetched ({sentence(e)}): download it elsewhere and give "
+            "its folder, or set TFHUB_CACHE_DIR to a cache that has it"
         ) from e
     if not holds(folder):
         raise WeightsError(f"{str(source)!r} is no SavedModel: {str(folder)!r} has none")

@@ -11,7 +11,7 @@ import keras
 
 from finetune_keras import _private, graph, optimizers
 from finetune_keras._errors import nearest
-from finetune_keras.cache import solved, source, training
+from finetune_keras.cache import refuse, solved, source, training
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.split import divide
@@ -119,8 +119,9 @@ def fit(
     Raises:
         CacheError: if the folder cannot be used; model and folder are then as they were.
         ValueError: if the data are empty or change shape, or are a generator that plain
-            ``model.fit`` would have to read several times; if ``solver`` is given and more than
-            one dense layer learns.
+            ``model.fit`` would have to read several times; if labels are out of range or not what
+            the loss takes, or classes are numbered otherwise in the validation data; if ``solver``
+            is given and more than one dense layer learns.
 
     Examples:
         >>> import numpy as np
@@ -155,6 +156,12 @@ def fit(
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
     plain["callbacks"] = callbacks = _with_average(model, callbacks)
+    held_out = None
+    refuse.names(model, x, validation_data)
+    refuse.given(model, x, y, sample_weight, "the training data")
+    if validation_data is not None:
+        held_out = keras.utils.unpack_x_y_sample_weight(validation_data)
+        refuse.given(model, *held_out, "the validation data")
     why = _obstacle(model) if cache is not False else ""
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
@@ -194,17 +201,21 @@ def fit(
     given |= {"memory": memory, "verbose": 1 if verbose == "auto" else verbose}
     prepare = _preprocess(model)
     if validation_split and validation_data is None:
-        (x, y, sample_weight), validation_data = source.split(x, y, sample_weight, validation_split)
+        (x, y, sample_weight), held_out = source.split(x, y, sample_weight, validation_split)
     train = _source(x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data")
     val = None
-    if validation_data is not None:
+    if held_out is not None:
         val = _source(
-            *keras.utils.unpack_x_y_sample_weight(validation_data),
+            *held_out,
             validation_batch_size or batch_size,
             validation_steps,
             prepare,
             "the validation data",
         )
+    for data, what in ((train, "the training data"), (val, "the validation data")):
+        if data is not None and not data.arrays:
+            first = data.first()
+            refuse.batch(model, first.x, first.y, first.sample_weight, what)
     folder = None if cache is True else Path(cache)
     found = compute(
         division.prefix, train, views=views, directory=folder and folder / "train", **given
@@ -212,6 +223,9 @@ def fit(
     held = None
     if val is not None:
         held = compute(division.prefix, val, directory=folder and folder / "validation", **given)
+    for data, what in ((found, "the training data"), (held, "the validation data")):
+        if data is not None:
+            refuse.batch(model, (), data.labels, data.sample_weight, what)
     _current(model)  # no earlier: what fails before this leaves the model as it is
     if probe is not None:
         training.compiled(model, division.suffix)

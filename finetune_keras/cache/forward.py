@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any
 
@@ -265,9 +264,10 @@ def _label(value: np.ndarray) -> np.ndarray:
 
 
 def _skeleton(structure: Any) -> Any:
-    """A structure as JSON, with numbers for its leaves."""
-    leaves = itertools.count()
-    return keras.tree.map_structure(lambda _: next(leaves), structure)
+    """A structure as JSON, with numbers for its leaves, in the order in which Keras flattens it:
+    on PyTorch ``map_structure`` goes through a dict in another one.
+    """
+    return keras.tree.pack_sequence_as(structure, range(len(keras.tree.flatten(structure))))
 
 
 def _filled(skeleton: Any, arrays: dict[str, np.ndarray], name: str) -> Any:

@@ -133,8 +133,12 @@ class Source:
     def batch_size(self) -> int:
         """Of a full batch of arrays; of a stream its first batch's, which ``read`` gives again."""
         if self._batch_size is None:
-            self._batch_size = self._peek(1)[0].size
+            self._batch_size = self.first().size
         return self._batch_size
+
+    def first(self) -> Batch:
+        """The first batch; ``read`` gives it again."""
+        return self._peek(1)[0]
 
     def read(self, start: int = 0, passes: int = 1) -> Iterator[Batch]:
         """Gives the batches; those of a stream are read ahead by a thread, three at most.

@@ -9,9 +9,11 @@ from typing import Any
 import keras
 
 from finetune_keras import arrays, outputs
+from finetune_keras._errors import sentence
 from finetune_keras.check import (
     answers,
     balance,
+    classes,
     flow,
     labels,
     memory,
@@ -42,7 +44,7 @@ def check(model: keras.Model, data: Any, *, batches: int = 4, batch_size: int = 
     | `nan`, `constant`   | NaN in the inputs or predictions; images of one colour              |
     | `pixels`            | pixels preprocessed twice, or of another scale than in pretraining  |
     | `labels`            | labels of another kind, shape or range than the head's              |
-    | `class_names`       | classes in another order in the data set and in the head            |
+    | `class_names`       | other classes in the data set than in the head, or in another order |
     | `activation`        | a softmax or sigmoid that the loss applies again, or misses         |
     | `first_loss`        | a first loss much worse than a guess                                |
     | `balance`           | missing classes, data sorted by class, a strong imbalance           |
@@ -131,15 +133,15 @@ def _predictions(
     try:
         predicted = flow.forward(model, x)
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        yield Finding("model", f"the model fails on these inputs: {reason}", "call it on a batch")
+        why = sentence(e)
+        yield Finding("model", f"the model fails on these inputs: {why}", "call it on a batch")
         return
     found = outputs.outputs(model, predicted)
     names = [output.name for output in found]
     values = [v for _, v in outputs.pairs(predicted)]
     several = isinstance(predicted, dict | list | tuple)
-    ys = _by_output(drawn.y, names, several)
-    firsts = _by_output(drawn.batch_y, names, several)
+    ys = labels.by_output(drawn.y, names, several)
+    firsts = labels.by_output(drawn.batch_y, names, several)
     broken = list(answers.finite(list(zip(found, values, strict=True)))) if finite else []
     yield from broken
     own = list(model.output) if isinstance(getattr(model, "output", None), dict) else names
@@ -149,27 +151,16 @@ def _predictions(
         return
     for output, value, y, first in zip(found, values, ys, firsts, strict=True):
         wrong = list(labels.labels(output, y, value.shape))
+        wrong = wrong or list(classes.no_values(output, y, drawn.class_names))
         yield from wrong
         squashed = list(answers.activation(output))
         yield from squashed
         if finite and not (wrong or squashed or broken):
             first = None if first is None else first[: len(value)]
             yield from answers.first_loss(model, output, first, value)
-        if drawn.class_names:
-            yield from labels.class_order(output, drawn.class_names)
+        yield from classes.order(output, drawn.class_names)
         counted = None if wrong else labels.counts(output, y, value.shape)
-        if counted is not None:
-            yield from balance.balance(output, counted, drawn)
-
-
-def _by_output(y: Any, names: list[str], several: bool) -> list[Any]:
-    """Labels in the order of the outputs; ``None`` where an output has none."""
-    if not several:
-        flat = [] if y is None else keras.tree.flatten(y)
-        return [flat[0] if len(flat) == 1 else None]
-    if isinstance(y, dict):
-        return [y.get(name) for name in names]
-    if isinstance(y, list | tuple):
-        return [y[i] if i < len(y) else None for i in range(len(names))]
-    # One array for several outputs is for the only one that has a loss; Keras says so otherwise.
-    return [y if len(names) == 1 else None for _ in names]
+        uneven = [] if counted is None else list(balance.balance(output, counted, drawn))
+        yield from uneven
+        if not (wrong or uneven or several):
+            yield from classes.number(output, drawn.class_names)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import keras
 import numpy as np
 
 from finetune_keras._errors import nearest
 from finetune_keras.check.findings import Finding
 from finetune_keras.outputs import Output
 
-__all__ = ["class_order", "counts", "labels", "structure"]
+__all__ = ["by_output", "counts", "labels", "refused", "structure"]
 
 # TensorFlow's sparse cross-entropy documents an error on the CPU and NaN on a GPU; on JAX such a
 # label is an empty one-hot vector, which has no loss and teaches nothing. PyTorch raises.
@@ -25,9 +27,29 @@ def labels(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Findi
         y: labels, or ``None``.
         shape: of a batch of predictions.
     """
-    where = f"output {output.name!r}: " if output.name else ""
+    yield from refused(output, y, shape)
+    if y is not None and y.dtype.kind in "fiub" and _family(output, y, shape) == "one-hot":
+        for message, fix in _sums(output, y, shape):
+            yield Finding("labels", _where(output) + message, fix)
+
+
+def refused(output: Output, y: np.ndarray | None, shape: tuple) -> Iterator[Finding]:
+    """The same without what a loss takes all the same, and somebody may have meant."""
     for message, fix in _wrong(output, y, shape):
-        yield Finding("labels", where + message, fix)
+        yield Finding("labels", _where(output) + message, fix)
+
+
+def by_output(y: Any, names: list[str], several: bool) -> list[Any]:
+    """Labels in the order of the outputs; ``None`` where an output has none."""
+    if not several:
+        flat = [] if y is None else keras.tree.flatten(y)
+        return [flat[0] if len(flat) == 1 else None]
+    if isinstance(y, dict):
+        return [y.get(name) for name in names]
+    if isinstance(y, list | tuple):
+        return [y[i] if i < len(y) else None for i in range(len(names))]
+    # One array for several outputs is for the only one that has a loss; Keras says so otherwise.
+    return [y if len(names) == 1 else None for _ in names]
 
 
 def structure(found: list[Output], y: object, several: bool, order: list[str]) -> Iterator[Finding]:
@@ -81,6 +103,10 @@ def _keys(found: list[Output], y: object) -> Iterator[Finding]:
             f"{names}; fit fails on that" + (f" ({near})" if near.startswith("did") else ""),
             "give each output its labels, by its name",
         )
+
+
+def _where(output: Output) -> str:
+    return f"output {output.name!r}: " if output.name else ""
 
 
 def _missing(output: Output, y: np.ndarray) -> np.ndarray:
@@ -147,9 +173,11 @@ def _sparse(output: Output, y: np.ndarray, shape: tuple) -> Iterator[tuple[str, 
     if y.ndim == len(shape) and y.shape[-1] == 1:
         y = y[..., 0]
     if y.ndim == len(shape) and y.shape[-1] == size and size > 1:
+        mixed = y.dtype.kind == "f" and bool(((y > 0) & (y < 1)).any())  # by mixup, say
         yield (
             f"labels have shape {_batch(y)}, like one-hot rows; {_takes(output, 'sparse')}",
-            "numpy.argmax(y, axis=-1), or the loss 'categorical_crossentropy'",
+            ("" if mixed else "numpy.argmax(y, axis=-1), or ")
+            + "the loss 'categorical_crossentropy'",
         )
         return
     if y.ndim != len(shape) - 1 or not _same(y.shape[1:], shape[1:-1]):
@@ -201,10 +229,14 @@ def _one_hot(output: Output, y: np.ndarray, shape: tuple) -> Iterator[tuple[str,
         integers = y.ndim == len(shape) - 1 or (y.ndim == len(shape) and y.shape[-1] == 1)
         given = "class numbers, " if integers and y.dtype.kind in "iub" else ""
         fix = (
-            f"keras.utils.to_categorical(y, {output.size}), or the loss "
-            "'sparse_categorical_crossentropy'"
+            f"keras.utils.to_categorical(y, {output.size}), finetune_keras.data.one_hot(dataset), "
+            "or the loss 'sparse_categorical_crossentropy'"
         )
         yield f"labels are {given}shape {_batch(y)}; {_takes(output, 'one-hot')}", fix
+
+
+def _sums(output: Output, y: np.ndarray, shape: tuple) -> Iterator[tuple[str, str]]:
+    if y.ndim != len(shape) or not _same(y.shape[1:], shape[1:]) or not np.isfinite(y).all():
         return
     rows = y.reshape(-1, y.shape[-1]).astype("float64")
     sums = rows.sum(axis=-1)
@@ -293,16 +325,3 @@ def counts(output: Output, y: np.ndarray | None, shape: tuple) -> np.ndarray | N
     if family == "binary" and output.size == 1 and set(np.unique(flat).tolist()) <= {0, 1}:
         return np.bincount(flat.astype("int64"), minlength=2)
     return None
-
-
-def class_order(output: Output, names: tuple[str, ...]) -> Iterator[Finding]:
-    """Names that the data set gives its labels, against those of the head."""
-    own = output.recorded.class_names if output.recorded is not None else ()
-    if not own or not names or own == names or len(own) != len(names):
-        return
-    at = next(i for i, (a, b) in enumerate(zip(own, names, strict=True)) if a != b)
-    yield Finding(
-        "class_names",
-        f"label {at} is {names[at]!r} in the data set and {own[at]!r} in the model",
-        "build the head with class_names=dataset.class_names",
-    )

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras.arrays import short, to_numpy
+from finetune_keras.arrays import short, splits, to_numpy
 
 __all__ = ["Sample", "draw"]
 
@@ -56,6 +56,8 @@ def draw(data: Any, batches: int, batch_size: int) -> Sample:
             "check would use up the batches that it takes from a generator: hand in one batch, "
             "check(model, next(generator)), or a tf.data.Dataset or keras.utils.PyDataset"
         )
+    if several := splits(data):
+        raise TypeError(f"the data are {several}")
     with _random_state(data):
         if isinstance(data, tuple):
             return _arrays(data, batches, batch_size)

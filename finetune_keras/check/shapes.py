@@ -10,7 +10,7 @@ import keras
 from finetune_keras import graph, outputs
 from finetune_keras.check.findings import Finding
 
-__all__ = ["fits", "inputs"]
+__all__ = ["fits", "inputs", "text"]
 
 
 def fits(given: tuple, wanted: tuple) -> bool:
@@ -31,9 +31,54 @@ def fits(given: tuple, wanted: tuple) -> bool:
     )
 
 
+def text(model: keras.Model, x: Any) -> Iterator[Finding]:
+    """Strings for a model that takes numbers.
+
+    Args:
+        model: of any kind; of one whose graph cannot be read nothing is known.
+        x: arrays, or lists of strings, or what says their type, in a structure.
+    """
+    takes = [str(t.dtype) for t in model.inputs] if graph.is_functional(model) else ["string"]
+    example = next((v for v in map(_string, keras.tree.flatten(x)) if v is not None), None)
+    if example is None or "string" in takes:
+        return
+    tokens = all("int" in dtype for dtype in takes)
+    yield Finding(
+        "shape",
+        f"the inputs are text{example}, and the model takes {takes[0]} "
+        + ("tokens" if tokens else "numbers"),
+        "finetune_keras.preprocessor(model) of a model built on a preset makes them; hand it to "
+        "finetune_keras.data.text(preprocessor=), or call it on the texts"
+        if tokens
+        else "numbers of the shape that the model takes",
+    )
+
+
+def _string(value: Any) -> str | None:
+    """An example of the strings in an array, for a message; empty if only its type is known."""
+    if isinstance(value, str | bytes):
+        return f" ({_short(value)})"
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return None
+    if getattr(dtype, "kind", "") in "OSUT" and hasattr(value, "reshape") and value.size:
+        first = value.reshape(-1)[:1].tolist()[0]
+        return f" ({_short(first)})" if isinstance(first, str | bytes) else None
+    return "" if "string" in str(dtype) else None
+
+
+def _short(value: str | bytes) -> str:
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return repr(value if len(value) <= 40 else f"{value[:40]}...")
+
+
 def inputs(model: keras.Model, x: Any) -> Iterator[Finding]:
     """Inputs that the model refuses."""
     if not graph.is_functional(model):
+        return
+    words = list(text(model, x))
+    yield from words
+    if words:
         return
     wanted = [(t.name, tuple(t.shape)) for t in model.inputs]
     given = outputs.pairs(x, [n for n, _ in wanted])

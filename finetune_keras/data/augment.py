@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from finetune_keras._errors import nearest
+from finetune_keras._errors import nearest, plain
 from finetune_keras.data.dataset import Plan, dataset
 
 __all__ = ["STRENGTHS", "augment", "augmented", "one_hot"]
 
 STRENGTHS = ("light", "medium", "strong")
+_FLIPS = ("horizontal", "vertical", "horizontal_and_vertical")
 
 
 def augment(
@@ -57,6 +60,11 @@ def augment(
     """
     if strength not in STRENGTHS:
         raise ValueError(f"there is no strength {strength!r}: {nearest(str(strength), STRENGTHS)}")
+    if flip is not None and flip not in _FLIPS:
+        raise ValueError(f"there is no flip={flip!r}: {nearest(str(flip), _FLIPS)}")
+    pair = value_range if isinstance(value_range, tuple | list) else ()
+    if len(pair) != 2 or not all(map(_number, pair)) or not pair[0] < pair[1]:
+        raise ValueError(f"value_range is (low, high) of the pixels; given {value_range!r}")
     layers, float32 = keras.layers, {"dtype": "float32"}
     much = {"light": 0.5, "medium": 1.0, "strong": 2.0}[strength]
     made: list[keras.layers.Layer] = [layers.RandomFlip(flip, **float32)] if flip else []
@@ -121,12 +129,17 @@ def augmented(
             f"augmentation is for images (batch, height, width, channels); given {shape}"
         )
     chosen = augment(layers) if isinstance(layers, str) else layers
-    chosen = [chosen] if isinstance(chosen, keras.layers.Layer) else list(chosen)
+    chosen = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
     for layer in chosen:
         if not isinstance(layer, keras.layers.Layer):
             raise ValueError(f"expected Keras layers or a strength; given {layer!r}")
-    transforms = [functools.partial(_vary, _drawing(layer)) for layer in chosen]
+        if isinstance(layer, keras.layers.MixUp | keras.layers.CutMix):
+            raise ValueError(
+                f"{layer.name!r} mixes images, and labels only with "
+                f"{type(layer).__name__.lower()}={layer.get_config().get('alpha', 1.0)}"
+            )
     mixers = _mixers(mixup, cutmix)
+    transforms = [functools.partial(_vary, _drawing(layer)) for layer in chosen]
     if mixers:
         plan = _to_one_hot(ds)
         transforms.append(functools.partial(_mix, mixers))
@@ -175,11 +188,16 @@ def _to_one_hot(ds: Any) -> Plan:
 
 def _mixers(mixup: float, cutmix: float) -> list[keras.layers.Layer]:
     for name, value, most in (("mixup", mixup, float("inf")), ("cutmix", cutmix, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        if not _number(value) or not 0 <= value <= most:
             upper = " to 1" if most == 1 else " on"
-            raise ValueError(f"{name} is a number from 0{upper}; given {value!r}")
-    made = [keras.layers.MixUp(mixup, dtype="float32")] if mixup else []
-    return made + ([keras.layers.CutMix(cutmix, dtype="float32")] if cutmix else [])
+            raise ValueError(f"{name} is a number from 0{upper}; given {plain(value)!r}")
+    made = [keras.layers.MixUp(float(mixup), dtype="float32")] if mixup else []
+    return made + ([keras.layers.CutMix(float(cutmix), dtype="float32")] if cutmix else [])
+
+
+def _number(value: Any) -> bool:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
 
 
 class _Draws(keras.random.SeedGenerator):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune_keras._errors import whole
 from finetune_keras.data.order import Order
 from finetune_keras.data.split import stratified
 
@@ -273,20 +274,13 @@ class _Log:
 
 
 def _checked(plan: Plan) -> Plan:
-    _whole("batch_size", plan.batch_size, 1)
-    _whole("seed", plan.seed, 0)
+    whole("batch_size", plan.batch_size, 1)
+    whole("seed", plan.seed, 0)
     rows = np.arange(len(plan.examples.labels)) if plan.rows is None else np.asarray(plan.rows)
     if not len(rows):
         raise ValueError(f"there are no {plan.examples.what}")
     skipped = list(plan.examples.skipped) if plan.skipped is None else plan.skipped
     return dataclasses.replace(plan, rows=rows, skipped=skipped)
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < low:
-        raise ValueError(f"{name} is a whole number from {low} on; given {value!r}")
-    return int(value)
 
 
 def _described(ds: Any, plan: Plan, order: Order) -> Any:
@@ -310,7 +304,7 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
         return dataset(dataclasses.replace(plan, shuffle=False))
 
     def split(fraction: float, seed: int | None = None) -> tuple[Any, Any]:
-        seed = plan.seed if seed is None else _whole("seed", seed, 0)
+        seed = plan.seed if seed is None else whole("seed", seed, 0)
         # A file that comes several times is in one part only.
         where: dict[Any, int] = {}
         which = np.array([where.setdefault(n, len(where)) for n in ds.file_paths or rows.tolist()])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from finetune_keras._errors import nearest
 
-__all__ = ["classes", "files", "root", "splits"]
+__all__ = ["classes", "files", "located", "root", "splits"]
 
 # Names of folders that are splits and no classes, by the name that they get.
 _SPLITS = {
@@ -31,7 +32,7 @@ def root(folder: str | os.PathLike) -> Path:
         Traceback (most recent call last):
         ValueError: there is no folder 'no_such_folder'
     """
-    path = Path(folder).expanduser()
+    path = located(folder)
     if path.is_dir():
         return path
     if path.suffix.lower() in _ARCHIVES and path.is_file():
@@ -44,6 +45,24 @@ def root(folder: str | os.PathLike) -> Path:
     hint = nearest(path.name, beside) if beside else ""
     hint = f": {hint}" if hint.startswith("did") else ""
     raise ValueError(f"there is no folder {str(path)!r}{hint}")
+
+
+def located(path: str | os.PathLike) -> Path:
+    """A path as the user wrote it.
+
+    Raises:
+        TypeError: if it is none.
+
+    Examples:
+        >>> located(None)
+        Traceback (most recent call last):
+        TypeError: a path is wanted; given None
+    """
+    if isinstance(path, str | os.PathLike):
+        return Path(path).expanduser()
+    article = "an" if type(path).__name__[0] in "aeiou" else "a"
+    shown = "None" if path is None else f"{article} {type(path).__name__}"
+    raise TypeError(f"a path is wanted; given {shown}")
 
 
 def splits(folder: Path) -> dict[str, Path]:
@@ -74,8 +93,23 @@ def splits(folder: Path) -> dict[str, Path]:
 
 
 def classes(folder: Path) -> dict[str, Path]:
-    """The folders of classes, sorted by name as Keras sorts them; hidden ones are none."""
-    return {path.name: path for path in _folders(folder)}
+    """The folders of classes, sorted by name as Keras sorts them; hidden ones are none.
+
+    An archive made on a Mac may write letters with accents in two characters: the name is the same.
+
+    Raises:
+        ValueError: if two folders have the same name, written in two ways.
+    """
+    found: dict[str, Path] = {}
+    for path in _folders(folder):
+        name = unicodedata.normalize("NFC", path.name)
+        if name in found:
+            raise ValueError(
+                f"{str(folder)!r} has two folders of the name {name!r}, whose accents are written "
+                f"as {found[name].name!a} and {path.name!a}: move the files into one"
+            )
+        found[name] = path
+    return dict(sorted(found.items()))
 
 
 def files(folder: Path, endings: Iterable[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from finetune_keras._errors import nearest
 
-__all__ = ["KINDS", "checked", "encode", "named", "numeric"]
+__all__ = ["KINDS", "checked", "encode", "halved", "missing", "named", "numeric"]
 
 KINDS = ("auto", "classes", "numbers")
 
@@ -51,9 +53,20 @@ def encode(
     """
     checked(kind)
     items = [_plain(v) for v in values]
-    missing = [i for i, v in enumerate(items) if v is None or v == ""]
-    if missing:
-        raise ValueError(f"{len(missing)} labels are missing, the first in {where(missing[0])}")
+    known = class_names if kind == "auto" else items  # who says what they are means what is there
+    lacking = [i for i, v in enumerate(items) if missing(v, known)]
+    if lacking:
+        word = f" ({items[lacking[0]]!r})" if items[lacking[0]] else ""
+        raise ValueError(
+            f"{len(lacking)} labels are missing, the first in {where(lacking[0])}{word}"
+            + (": leave these rows out, or give class_names= with it" if word else "")
+        )
+    if (i := next((i for i, v in enumerate(items) if halved(v)), None)) is not None:
+        raise ValueError(
+            f"the label in {where(i)} has half a character (from \\ud800 to \\udfff): {items[i]!a}"
+        )
+    if kind == "auto" and class_names is None:
+        _decimal_commas(items, where)
     numbers = _numbers(items)
     whole = numbers is not None and all(isinstance(n, int) or n.is_integer() for n in numbers)
     if kind == "numbers" or (
@@ -86,6 +99,21 @@ def encode(
     return np.array([index[t] for t in texts], "int32"), names
 
 
+def missing(value: Any, class_names: Sequence[str] | None = None) -> bool:
+    """Whether this says that there is no label, or no text.
+
+    Examples:
+        >>> missing(float("nan")), missing(" "), missing("nan"), missing("nan", ["nan", "x"])
+        (True, True, True, False)
+    """
+    value = _plain(value)
+    if value is None or value == "":
+        return True
+    # What printing or str() makes of the missing values of NumPy and pandas.
+    text = isinstance(value, str) and value.lower() in ("nan", "<na>", "nat")
+    return text and value not in (class_names or ())
+
+
 def named(class_names: Any) -> list[str] | None:
     """The ``class_names=`` of a call: a list or array of names, or a data set that has them.
 
@@ -107,7 +135,7 @@ def named(class_names: Any) -> list[str] | None:
             "class_names is a list of names in the order of their numbers, or a data set that has "
             f"them; given {shown}"
         )
-    names = [str(n) for n in given]
+    names = [_plain(str(n)) for n in given]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise ValueError(f"class_names has {twice!r} twice")
@@ -130,11 +158,31 @@ def _plain(value: Any) -> Any:
         value = value.decode("utf-8", "replace")
     if isinstance(value, np.generic):
         value = value.item()
+    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas
+        return None
     if isinstance(value, float) and value != value:  # how data frames say that there is none
         return None
     if isinstance(value, bool):
         return str(value)
-    return value.strip() if isinstance(value, str) else value
+    # An archive made on a Mac may write letters with accents in two characters.
+    return unicodedata.normalize("NFC", value.strip()) if isinstance(value, str) else value
+
+
+def halved(value: Any) -> bool:
+    """Whether a surrogate is without its other half, so that no encoding has this text."""
+    return isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _decimal_commas(items: Sequence[Any], where: Callable[[int], str]) -> None:
+    """Numbers as Excel writes them in half of Europe would be classes."""
+    texts = [v for v in items if isinstance(v, str)]
+    if len(texts) < len(items) or not all(re.fullmatch(r"[+-]?\d+(,\d+)?", t) for t in texts):
+        return
+    if (i := next((i for i, t in enumerate(texts) if "," in t), None)) is not None:
+        raise ValueError(
+            f"the label in {where(i)} is {texts[i]!r}: write numbers with a point, or give "
+            "labels='classes'"
+        )
 
 
 def _text(value: Any) -> str:
@@ -165,6 +213,14 @@ def _number(value: Any) -> float:
 
 def _doubtful(texts: Sequence[str], names: Sequence[str], where: Callable[[int], str]) -> None:
     """Warns of what looks like a slip of the pen."""
+    for name in names:
+        if name.lower() in ("na", "n/a", "#n/a", "null"):
+            at = where(list(texts).index(name))
+            warnings.warn(
+                f"there is a class {name!r}, first in {at}: if these labels are missing, leave the "
+                "rows out; if it is a class, give class_names=",
+                stacklevel=4,
+            )
     folded: dict[str, str] = {}
     for name in names:
         other = folded.setdefault(name.casefold(), name)

@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune_keras import arrays as _arrays
 from finetune_keras.data.dataset import Examples, Plan, dataset
-from finetune_keras.data.labels import checked, encode, named, numeric
+from finetune_keras.data.labels import checked, encode, halved, named, numeric
 
 __all__ = ["arrays"]
 
@@ -73,6 +73,8 @@ def arrays(
         isinstance(t, str | bytes) for v in leaves if v.dtype.kind == "O" for t in v.ravel()
     ):
         raise ValueError("x holds Python objects; expected numbers or text")
+    if any(halved(t) for v in leaves if v.dtype.kind in "OU" for t in v.ravel()):
+        raise ValueError("x holds text with half a character (from \\ud800 to \\udfff)")
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
     names: list[str] = []

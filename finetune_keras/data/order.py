@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from finetune_keras._errors import whole
+
 __all__ = ["Order"]
 
 
@@ -31,7 +33,16 @@ class Order:
 
     def __init__(self, rows: np.ndarray, seed: int = 0, *, shuffle: bool = True):
         self.rows = np.asarray(rows, "int64")
-        self.seed, self.shuffle, self.epoch = int(seed), bool(shuffle), 0
+        self.seed, self.shuffle, self._epoch = int(seed), bool(shuffle), 0
+
+    @property
+    def epoch(self) -> int:
+        """The number of the epoch that comes next."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch = whole("epoch", value, 0)
 
     def __call__(self, epoch: int) -> np.ndarray:
         """The numbers of the examples in the order of that epoch."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from finetune_keras._errors import nearest
+from finetune_keras._errors import nearest, plain
 from finetune_keras.data.formats import Header, decode
 
 __all__ = ["RESIZES", "fit", "loader"]
@@ -124,21 +126,21 @@ def checked(size: Any, resize: str, interpolation: str, channels: int) -> tuple[
         >>> checked(224, "crop", "bilinear", 3)
         (224, 224)
     """
-    whole = isinstance(size, int) and not isinstance(size, bool)
-    pair = (size, size) if whole else size
-    if (
-        not isinstance(pair, tuple | list)
-        or len(pair) != 2
-        or not all(isinstance(n, int) and n > 0 for n in pair)
+    given = size.tolist() if isinstance(size, np.ndarray) else size
+    pair = given if isinstance(given, tuple | list) else (given, given)
+    if len(pair) != 2 or not all(
+        isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in pair
     ):
-        raise ValueError(f"size is (height, width) in pixels, or one number; given {size!r}")
+        raise ValueError(
+            f"size is (height, width) in pixels, or one number; given {plain(given)!r}"
+        )
     for what, value, known in (
         ("resize", resize, RESIZES),
         ("interpolation", interpolation, _INTERPOLATIONS),
     ):
         if value not in known:
             raise ValueError(f"there is no {what}={value!r}: {nearest(str(value), known)}")
-    if channels not in (1, 3):
+    if channels not in (1, 3) or isinstance(channels, bool):
         raise ValueError(f"channels is 3 for RGB or 1 for grey; given {channels!r}")
     return int(pair[0]), int(pair[1])
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from finetune_keras import arrays as _arrays
+from finetune_keras._errors import whole
 from finetune_keras._optional import require
+from finetune_keras.data import folders
 
 __all__ = ["preview"]
 
@@ -50,9 +52,10 @@ def preview(
         ['cat', 'dog', 'cat', 'dog']
     """
     figures = require("matplotlib.figure", "plots")
-    for name, value in (("rows", rows), ("columns", columns)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is a whole number from 1 on; given {value!r}")
+    rows, columns = whole("rows", rows, 1), whole("columns", columns, 1)
+    if not hasattr(ds, "__iter__"):
+        raise TypeError(f"a data set of images is wanted; given {ds!r:.80}")
+    path = None if path is None else folders.located(path)
     images, labels = _first(ds, rows * columns)
     names = list(class_names if class_names is not None else getattr(ds, "class_names", None) or ())
     low, high = float(images.min()), float(images.max())
@@ -70,7 +73,7 @@ def preview(
             axes.set_title(_words(labels[i], names), fontsize=8)
     if stretched:
         figure.suptitle(f"pixels from {low:.3g} to {high:.3g}, stretched", fontsize=8)
-    return figure if path is None else _written(figure, Path(path).expanduser())
+    return figure if path is None else _written(figure, path)
 
 
 def _written(figure: Any, path: Path) -> Path:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune_keras._errors import nearest
+from finetune_keras._errors import nearest, whole
 from finetune_keras.data import folders, formats
 
 __all__ = ["KINDS", "Problem", "Scan", "scan"]
@@ -122,7 +122,7 @@ def scan(folder: str | os.PathLike, *, tiny: int = 16) -> Scan:
         >>> [(p.kind, p.path, p.why) for p in scan(folder)]
         [('unreadable', 'a.jpg', 'it is no image')]
     """
-    base = folders.root(folder)
+    base, tiny = folders.root(folder), whole("tiny", tiny, 0)
     splits = {path.name: i for i, path in enumerate(folders.splits(base).values())}
     paths = folders.files(base, formats.ENDINGS)
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)), "finetune_keras_scan") as threads:

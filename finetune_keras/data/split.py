@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
+
 import numpy as np
+
+from finetune_keras._errors import plain
 
 __all__ = ["stratified"]
 
@@ -26,9 +30,9 @@ def stratified(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.n
         >>> len(rest), len(part), np.array([0, 0, 0, 0, 1, 1])[part].tolist()
         (4, 2, [0, 1])
     """
-    number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
     if not number or not 0 < fraction < 1:
-        raise ValueError(f"the fraction to split off is between 0 and 1; given {fraction!r}")
+        raise ValueError(f"the fraction to split off is between 0 and 1; given {plain(fraction)!r}")
     rng = np.random.default_rng([int(seed), 0x5EED])
     labels = np.asarray(labels)
     classes = labels.ndim == 1 and labels.dtype.kind in "iub"

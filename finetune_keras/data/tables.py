@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune_keras._errors import nearest
-from finetune_keras.data import folders, pixels
+from finetune_keras.data import folders, pixels, records
 from finetune_keras.data.images import from_files
 from finetune_keras.data.labels import encode, named
 
-__all__ = ["listed", "read", "table"]
+__all__ = ["listed", "table"]
 
 _X = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
 _Y = ("label", "labels", "class", "class_name", "target", "category", "y")
@@ -34,6 +32,7 @@ def table(
     class_names: Sequence[str] | None = None,
     labels: str = "auto",
     delimiter: str | None = None,
+    encoding: str = "utf-8",
     shuffle: bool = True,
     seed: int = 0,
     resize: str = "squash",
@@ -45,7 +44,7 @@ def table(
     r"""Images that a CSV file or a data frame names, with their labels, as a ``tf.data.Dataset``.
 
     Args:
-        rows: path of a CSV file with a header, in UTF-8; or a data frame, or a dict of columns.
+        rows: path of a CSV file with a header, or of JSON lines; a data frame; a dict of columns.
         x: the column of paths, relative to ``folder``; by default one that is called ``path``,
             ``file``, ``filename`` or ``image``.
         y: the column of labels, ``label`` or ``class`` by default. Text and whole numbers are
@@ -57,7 +56,10 @@ def table(
         class_names: the classes in the order of their numbers; any other label is then an error.
             By default they are what the table holds, sorted.
         labels: ``"classes"`` or ``"numbers"`` where ``"auto"`` would guess wrong, such as for ages.
-        delimiter: between fields; by default a comma, or a tab in a file that ends in ``.tsv``.
+        delimiter: between fields; by default a tab in a file that ends in ``.tsv``, or else what
+            the header has: commas, or semicolons or tabs, as Excel writes.
+        encoding: of a file, such as ``"cp1252"``, which Excel writes on Windows. One that begins
+            with a byte order mark, of UTF-8 or UTF-16, is read as that says.
         shuffle: whether each epoch has an order of its own.
         seed: of the order.
         resize: ``"crop"``, ``"squash"`` or ``"pad"``.
@@ -92,7 +94,9 @@ def table(
         "channels": channels,
         "draft": draft,
     }
-    files, targets, names = listed(rows, x, y, folder, named(class_names), labels, delimiter)
+    files, targets, names = listed(
+        rows, x, y, folder, named(class_names), labels, delimiter, encoding
+    )
     return from_files(
         files,
         targets,
@@ -113,23 +117,30 @@ def listed(
     class_names: Sequence[str] | None = None,
     labels: str = "auto",
     delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> tuple[list[str], np.ndarray, list[str]]:
     """The files, their labels and the names of the classes, all as of `table`."""
-    columns, where, beside = read(rows, delimiter)
-    paths = columns[_column(columns, x, _X, "x")]
+    if isinstance(rows, str | os.PathLike) and (beside := folders.located(rows)).is_dir():
+        raise ValueError(
+            f"{str(beside)!r} is a folder; expected a CSV file. finetune_keras.data.images reads "
+            "folders"
+        )
+    columns, places = _columns(rows, delimiter, encoding)
+    where = places.__getitem__
+    paths = columns[records.column(columns, x, _X, "x")]
     several = not isinstance(y, str | None)
-    named = [_column(columns, n, (), "y") for n in y] if several else []
     if several:
+        named = [records.column(columns, n, (), "y") for n in y]
         parts = [encode(columns[n], kind="numbers", where=where)[0] for n in named]
         if not parts:
             raise ValueError("y is a column of labels, or a list of columns; given an empty list")
         targets, names = np.stack(parts, axis=1), []
     else:
-        values = columns[_column(columns, y, _Y, "y")]
+        values = columns[records.column(columns, y, _Y, "y")]
         targets, names = encode(values, class_names, kind=labels, where=where)
-    if not len(paths):
-        raise ValueError("the table has no rows")
-    base = folders.root(folder if folder is not None else beside)
+    if folder is None:
+        folder = folders.located(rows).parent if isinstance(rows, str | os.PathLike) else "."
+    base = folders.root(folder)
     files = [_inside(base, path, where(i)) for i, path in enumerate(paths)]
     _one_label_each(files, targets, where)
     if not any(map(os.path.lexists, files)):
@@ -140,89 +151,23 @@ def listed(
     return files, targets, names
 
 
-def read(rows: Any, delimiter: str | None = None) -> tuple[dict[str, list], Any, Path]:
-    """The columns of a table, what to call a row in messages, and the folder that it is in.
-
-    Args:
-        rows: as of `table`.
-        delimiter: as of `table`.
-
-    Raises:
-        ValueError: if the file is no table, with the line.
-    """
-    if not isinstance(rows, str | os.PathLike):
-        return _columns(rows), "row {}".format, Path()
-    path = Path(rows).expanduser()
-    if path.suffix.lower() in (".pkl", ".pickle", ".joblib"):
-        raise ValueError(f"{str(path)!r} is a pickle, which can run any code when it is read")
-    if path.is_dir():
-        raise ValueError(
-            f"{str(path)!r} is a folder; expected a CSV file. finetune_keras.data.images reads "
-            "folders"
-        )
-    if not path.is_file():
-        raise ValueError(f"there is no file {str(path)!r}")
-    if delimiter is None:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise ValueError(f"line {line} of {str(path)!r} is not UTF-8") from None
-    lines: list[int] = []
-    found: list[list[str]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                lines.append(start)
-                found.append([field.strip() for field in fields])
-            start = reader.line_num + 1
-    except csv.Error as e:
-        raise ValueError(f"line {max(start, 1)} of {str(path)!r}: {e}") from None
-    if len(found) < 2:
-        raise ValueError(f"{str(path)!r} has no row below a header")
-    header, *body = found
-    if len(header) == 1:
-        other = next((d for d in ";\t|," if d in header[0]), None)
-        hint = f": give delimiter={other!r}" if other else ""
-        raise ValueError(f"{str(path)!r} has a single column, {header[0]!r}{hint}")
-    if twice := [n for n in header if header.count(n) > 1]:
-        raise ValueError(f"{str(path)!r} has the column {twice[0]!r} twice")
-    for line, fields in zip(lines[1:], body, strict=True):
-        if len(fields) != len(header):
-            raise ValueError(
-                f"line {line} of {str(path)!r} has {len(fields)} fields, the header {len(header)}"
-            )
-        if any(ord(c) < 32 or c in _CONTROLS for field in fields for c in field):
-            raise ValueError(f"line {line} of {str(path)!r} has a line break or control character")
-    columns = {name: [fields[i] for fields in body] for i, name in enumerate(header)}
-    return columns, lambda i: f"line {lines[i + 1]}", path.parent
+def _columns(rows: Any, delimiter: str | None, encoding: str) -> tuple[dict[str, list], list[str]]:
+    """The columns of a table and what to call its rows; what is wrong with a row is an error."""
+    found = records.read(rows, delimiter=delimiter, quotes=True, encoding=encoding, any_ending=True)
+    if not found.rows:
+        raise ValueError("the table has no rows")
+    for i, why in sorted(found.bad.items()):
+        raise ValueError(f"{found.places[i]} is broken: {why}")
+    columns = {name: [_stripped(row.get(name)) for row in found.rows] for name in found.names}
+    for i, place in enumerate(found.places):
+        fields = [f for f in (c[i] for c in columns.values()) if isinstance(f, str)]
+        if any(ord(c) < 32 or c in _CONTROLS for f in fields for c in f):
+            raise ValueError(f"{place} has a line break or control character")
+    return columns, found.places
 
 
-def _columns(rows: Any) -> dict[str, list]:
-    keys = getattr(rows, "columns", None)
-    if not isinstance(rows, Mapping) and keys is None:
-        raise TypeError(
-            "expected the path of a CSV file, a data frame or a dict of columns; given a "
-            f"{type(rows).__name__}"
-        )
-    columns = {str(k): list(rows[k]) for k in (rows if keys is None else list(keys))}
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the columns are of different lengths: {lengths}")
-    return columns
-
-
-def _column(columns: Mapping, name: str | None, usual: Sequence[str], what: str) -> str:
-    if name is None:
-        name = next((n for n in columns if n.lower() in usual), None)
-        if name is None:
-            raise ValueError(f"give {what}=, the name of a column; {nearest('', columns)}")
-    if name not in columns:
-        raise ValueError(f"no column {name!r}: {nearest(str(name), columns)}")
-    return name
+def _stripped(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
 
 
 def _inside(folder: Path, path: Any, where: str) -> str:
@@ -233,6 +178,9 @@ def _inside(folder: Path, path: Any, where: str) -> str:
     base = os.path.abspath(folder)
     if "\\" in path and not os.path.lexists(os.path.join(base, path)):  # written on Windows
         path = path.replace("\\", "/")
+    # An archive made on a Mac may write letters with accents in two characters.
+    forms = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    path = next((p for p in forms if os.path.lexists(os.path.join(base, p))), path)
     full = os.path.normpath(os.path.join(base, path))
     if os.path.commonpath([base, full]) != base or full == base:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from finetune_keras._errors import nearest
 from finetune_keras.data import folders, records
 from finetune_keras.data.dataset import Examples, Plan, dataset, shown
-from finetune_keras.data.labels import encode, named
+from finetune_keras.data.labels import encode, missing, named
 
 __all__ = ["from_texts", "text"]
 
@@ -55,10 +55,12 @@ def text(
         x: the column of text; by default one called ``text``, ``sentence``, ``review``, ...
         y: the column of labels; by default one called ``label``, ``class``, ``category``, ...
         columns: names of the fields, for a file without a header.
-        delimiter: between fields; by default a comma, or a tab in a ``.tsv`` file.
+        delimiter: between fields; by default a tab in a ``.tsv`` file, or else what the header
+            has: commas, or semicolons or tabs, as Excel writes.
         quotes: whether ``"`` encloses fields with delimiters and line breaks in them; by default it
             does with commas, and not with tabs.
-        encoding: of the text, such as ``"latin-1"``.
+        encoding: of the text, such as ``"latin-1"``. A table that begins with a byte order mark, of
+            UTF-8 or UTF-16, is read as that says.
         class_names: the classes in the order of their numbers; any other label is then an error.
         labels: ``"classes"`` or ``"numbers"`` where ``"auto"`` would guess wrong.
         preprocessor: called on a batch of strings inside TensorFlow, such as a preprocessor or
@@ -82,33 +84,30 @@ def text(
         >>> ds.class_names, next(iter(ds))[0].numpy().tolist()
         (['ham', 'spam'], [b'Hello, you', b'Buy now'])
     """
+    if preprocessor is not None and not callable(preprocessor):
+        raise TypeError(f"preprocessor is called on strings; given {preprocessor!r}")
     settings = {"preprocessor": preprocessor, "batch_size": batch_size, "seed": seed}
     chosen = {"class_names": named(class_names), "kind": labels, "strict": strict}
-    if not isinstance(source, str | os.PathLike):
-        rows, lines, bad, where = *_columns(source), "row {}".format
-    else:
-        path = Path(source).expanduser()
+    if isinstance(source, str | os.PathLike):
+        path = folders.located(source)
         if path.is_dir():
             return _from_folder(path, encoding, shuffle, chosen, settings)
-        rows, lines, bad = records.read(
-            path, columns=columns, delimiter=delimiter, quotes=quotes, encoding=encoding
-        )
-
-        def where(line: int) -> str:
-            return f"line {line} of {path.name!r}"
-
-    names = list(dict.fromkeys(n for row in rows for n in row)) if rows else []
-    if not rows:
-        raise ValueError(f"{_called(source)} has no rows")
-    x, y = _column(names, x, _X, "x", source), _column(names, y, _Y, "y", source)
-    for i, row in enumerate(rows):
-        if i not in bad and _missing(row.get(x)):
+    found = records.read(
+        source, columns=columns, delimiter=delimiter, quotes=quotes, encoding=encoding
+    )
+    if not found.rows:
+        shown = str(source) if isinstance(source, str | os.PathLike) else "the table"
+        raise ValueError(f"{shown!r} has no rows")
+    x = records.column(found.names, x, _X, "x")
+    y = records.column(found.names, y, _Y, "y")
+    values, bad = [(row.get(x), row.get(y)) for row in found.rows], dict(found.bad)
+    for i, (words, label) in enumerate(values):
+        if i not in bad and missing(words):
             bad[i] = f"no text in {x!r}"
-        if i not in bad and _missing(row.get(y)):
+        meant = [label] if labels == "classes" else chosen["class_names"]
+        if i not in bad and missing(label, meant):
             bad[i] = f"no label in {y!r}"
-    values = [(row.get(x), row.get(y)) for row in rows]
-    places = [where(n) for n in lines]
-    return _made(values, places, bad, chosen, {**settings, "shuffle": shuffle is not False})
+    return _made(values, found.places, bad, chosen, {**settings, "shuffle": shuffle is not False})
 
 
 def from_texts(
@@ -224,38 +223,3 @@ def _made(values: list, places: list[str], bad: dict[int, str], chosen, settings
 
 def _string(value: Any) -> str | bytes:
     return value if isinstance(value, str | bytes) else str(value)
-
-
-def _missing(value: Any) -> bool:
-    empty = isinstance(value, str) and not value.strip()
-    return value is None or empty or (isinstance(value, float) and value != value)
-
-
-def _columns(rows: Any) -> tuple[list[dict], list[int], dict]:
-    keys = getattr(rows, "columns", None)
-    if not isinstance(rows, Mapping) and keys is None:
-        raise TypeError(
-            "expected a CSV or JSONL file, a folder, a data frame or a dict of columns; given a "
-            f"{type(rows).__name__}"
-        )
-    columns = {str(k): list(rows[k]) for k in (rows if keys is None else list(keys))}
-    if len({len(v) for v in columns.values()}) > 1:
-        lengths = {name: len(values) for name, values in columns.items()}
-        raise ValueError(f"the columns are of different lengths: {lengths}")
-    found = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return found, list(range(len(found))), {}
-
-
-def _column(names: list[str], name: str | None, usual: Sequence[str], what: str, source) -> str:
-    if name is None:
-        name = next((n for wanted in usual for n in names if n.lower() == wanted), None)
-        if name is None:
-            hint = "" if isinstance(source, Mapping) else ", or columns= for a file without header"
-            raise ValueError(f"give {what}=, the name of a column{hint}; {nearest('', names)}")
-    if name not in names:
-        raise ValueError(f"no column {name!r}: {nearest(str(name), names)}")
-    return name
-
-
-def _called(source: Any) -> str:
-    return repr(str(source)) if isinstance(source, str | os.PathLike) else "the table"

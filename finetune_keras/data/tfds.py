@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_keras._errors import nearest
+from finetune_keras._errors import nearest, sentence
 from finetune_keras.data import pixels
 from finetune_keras.data.dataset import Examples, Plan, dataset
 from finetune_keras.data.labels import encode, named
@@ -125,12 +125,12 @@ def _builder(source: Any, data_dir: Any, download: bool) -> Any:
             known = module.list_builders(with_community_datasets=False)
             raise ValueError(f"there is no data set {source!r}: {nearest(source, known)}") from None
         except Exception as e:  # of many kinds: a version, a config, a file
-            raise ValueError(f"the data set {source!r}: {_line(e)}") from e
+            raise ValueError(f"the data set {source!r}: {sentence(e)}") from e
     if download and not builder.info.splits:
         try:
             builder.download_and_prepare()
         except Exception as e:
-            raise ValueError(f"{builder.info.name!r} cannot be downloaded: {_line(e)}") from e
+            raise ValueError(f"{builder.info.name!r} cannot be downloaded: {sentence(e)}") from e
     if not builder.info.splits:
         raise ValueError(
             f"{builder.info.full_name!r} is not prepared in {str(builder.info.data_dir)!r}: give "
@@ -172,7 +172,7 @@ def _rows(builder: Any, split: str, keys: tuple[str, str]) -> tuple[list, list]:
             raise ValueError(
                 f"{builder.info.name!r} has no split {split!r}: {nearest(split, known)}"
             ) from None
-        raise ValueError(f"the split {split!r} of {builder.info.name!r}: {_line(e)}") from e
+        raise ValueError(f"the split {split!r} of {builder.info.name!r}: {sentence(e)}") from e
     if not found:
         raise ValueError(f"the split {split!r} of {builder.info.name!r} is empty")
     return [x for x, _ in found], [y for _, y in found]
@@ -246,7 +246,3 @@ def _images(feature: Any, x: list, labels: np.ndarray, names: list, settings, ho
 
     examples = Examples(load, labels, tuple(names), fallible=True, what="images")
     return dataset(Plan(examples, **how))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

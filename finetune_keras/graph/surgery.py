@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from finetune_keras._errors import SelectionError, WeightsError, nearest
+from finetune_keras._errors import SelectionError, WeightsError, nearest, sentence
 from finetune_keras.tape import ends, given, is_functional, tape, tensors
 
 __all__ = ["locate", "rebuild", "replace"]
@@ -274,8 +274,7 @@ def _call(op: keras.Operation, args: tuple, kwargs: dict, path: _Path) -> Any:
             f"{'/'.join(path)!r} gets {got} and has weights for {built}: replace it too, or give "
             "a new layer before it whose output has the old shape"
         ) from None
-    reason = " ".join(str(misfit).split("Arguments received by")[0].split())
-    raise ValueError(f"{'/'.join(path)!r} does not take {got}: {reason[:300]}") from None
+    raise ValueError(f"{'/'.join(path)!r} does not take {got}: {sentence(misfit)}") from None
 
 
 def _built_on(op: keras.Operation) -> tuple | None:

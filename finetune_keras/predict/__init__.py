@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numbers
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune_keras import graph, outputs
+from finetune_keras.arrays import splits
 from finetune_keras.check import shapes
+from finetune_keras.check.findings import Finding
 from finetune_keras.predict import images
 from finetune_keras.predict.predictions import Prediction, Predictions
 
@@ -37,8 +40,8 @@ def predict(
         model: a ``keras.Model``, compiled or not.
         data: what ``model.predict`` takes: arrays, a dict of arrays, a data set or generator of
             batches (labels in it are left out, in ``(x, y)`` too); one example without the batch
-            axis; the path of an image or of a folder of images (sorted by name, without
-            subfolders), or a list of such paths. Strings for a model of text are texts.
+            axis; the path of an image or of a folder of images (all below it, sorted by
+            folder and name), or a list of such paths. Strings for a model of text are texts.
         top: how many classes to name at most.
         batch_size: for arrays and files.
         resize: how image files are brought to the model's size, as in `finetune_keras.data.images`:
@@ -72,10 +75,11 @@ def predict(
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
     top, batch_size = int(top), int(batch_size)
+    if several := splits(data):
+        raise TypeError(f"the data are {several}")
     names: tuple[str, ...] | None = None
     if images.are_paths(data) and _takes_images(model):
-        paths = images.files(data)
-        names = tuple(p.name for p in paths)
+        names, paths = images.files(data)
         parts = [
             model.predict(x, batch_size=batch_size, verbose=verbose)
             for x in images.batches(
@@ -126,6 +130,8 @@ def _inputs(model: keras.Model, data: Any) -> tuple[Any, bool]:
         texts = [data] if isinstance(data, str) else list(data)
         if not all(isinstance(t, str) for t in texts):
             raise ValueError(f"{model.name!r} takes no images, so that a path means nothing to it")
+        if not own:
+            _refuse(shapes.text(model, texts))
         return (texts if own else np.array(texts, dtype=object)), True
     leaves = keras.tree.flatten(data) if isinstance(data, dict | list | tuple) else [data]
     if leaves and all(np.isscalar(v) for v in leaves) and not isinstance(data, dict):
@@ -159,8 +165,11 @@ def _first(batch: Any) -> Any:
 
 
 def _check_shapes(model: keras.Model, x: Any) -> None:
-    wrong = next(shapes.inputs(model, x), None)
-    if wrong is not None:
+    _refuse(shapes.inputs(model, x))
+
+
+def _refuse(found: Iterator[Finding]) -> None:
+    for wrong in found:
         raise ValueError(f"{wrong.message}: {wrong.fix}")
 
 

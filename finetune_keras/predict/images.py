@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from finetune_keras._errors import nearest
-from finetune_keras.data import formats, pixels
+from finetune_keras.data import folders, formats, pixels
 
 __all__ = ["are_paths", "batches", "files"]
 
@@ -29,30 +29,35 @@ def are_paths(data: Any) -> bool:
     )
 
 
-def files(data: Any) -> list[Path]:
-    """The images that a path or a list of paths means; a folder means all images in it, sorted.
+def files(data: Any) -> tuple[tuple[str, ...], list[Path]]:
+    """The images that a path or a list of paths means, and what to call them.
+
+    A folder means all images below it, by folder, then by name.
 
     Raises:
         ValueError: if there is no such file, or no image in a folder.
     """
+    names: list[str] = []
     found: list[Path] = []
     for given in data if isinstance(data, list | tuple) else [data]:
         path = Path(given).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in formats.ENDINGS)
+            inside = list(map(Path, folders.files(path, formats.ENDINGS)))
             if not inside:
                 raise ValueError(
                     f"no image in the folder {str(path)!r}; there should be files that end in "
                     f"{', '.join(formats.ENDINGS)}"
                 )
             found += inside
+            names += [str(p.relative_to(path)) for p in inside]
         elif path.is_file():
             found.append(path)
+            names.append(path.name)
         else:
             there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             hint = f"; {nearest(path.name, there)}" if there else ""
             raise ValueError(f"no file {str(path)!r}{hint}")
-    return found
+    return tuple(names), found
 
 
 def batches(

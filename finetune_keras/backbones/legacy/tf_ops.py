@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from finetune_keras._errors import WeightsError, nearest
+from finetune_keras._errors import WeightsError, nearest, sentence
 
 __all__ = ["KINDS", "call"]
 
@@ -165,9 +165,8 @@ def call(spec: dict[str, Any], x: Any, arguments: dict[str, Any], name: str) -> 
     try:
         output = function(_array(x), _array(arguments["y"])) if two else function(x, **arguments)
     except (TypeError, KeyError, ValueError) as e:
-        why = " ".join(str(e).split())[:200]
         raise WeightsError(
-            f"the layer {name!r} calls tf.{wanted} with {sorted(arguments)}: {why}"
+            f"the layer {name!r} calls tf.{wanted} with {sorted(arguments)}: {sentence(e)}"
         ) from e
     single = len(inside) == 1
     model = keras.Model(inside[0] if single else inside, output, name=name)

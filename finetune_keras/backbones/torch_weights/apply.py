@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from finetune_keras import graph
-from finetune_keras._errors import SelectionError, WeightsError, nearest
+from finetune_keras._errors import SelectionError, WeightsError, nearest, sentence
 from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.torch_weights import layout
 from finetune_keras.backbones.torch_weights.names import Names, rows
@@ -165,8 +165,7 @@ def _fitted(array: np.ndarray, change, unit: graph.Unit, maps) -> tuple[np.ndarr
         try:
             array = np.asarray(change(array))
         except Exception as e:  # the user's own function
-            reason = " ".join(str(e).split())
-            return array, f"of shape {given} makes the function of its row fail: {reason}"
+            return array, f"of shape {given} makes the function of its row fail: {sentence(e)}"
     elif not layout.has_order(unit):
         return array, (
             f"is for a kernel of a {type(unit.layer).__name__}, of which the order of axes in "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetune_keras import _optional
-from finetune_keras._errors import WeightsError
+from finetune_keras._errors import WeightsError, sentence
 from finetune_keras.backbones import files
 
 __all__ = ["SUFFIXES", "Checkpoint", "is_torch", "read"]
@@ -109,9 +109,9 @@ def _safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as e:  # of a Rust extension, and OSError
-        reason = " ".join(str(e).split())[:150]
         raise WeightsError(
-            f"{str(path)!r} is not a whole .safetensors file ({reason}): fetch or save it again"
+            f"{str(path)!r} is not a whole .safetensors file ({sentence(e)}): fetch or save it "
+            "again"
         ) from e
 
 
