@@ -62,6 +62,8 @@ def cases():
 
 @pytest.mark.parametrize(("network", "contract"), list(cases()))
 def test_every_backbone(network, contract):
+    for package in NETWORKS[network].needs:
+        pytest.importorskip(package)
     found = contracts.run(contract, contracts.trial(NETWORKS[network]))
     held(found, printed().get("networks", {}).get(network, {}).get(contract))
 

@@ -7,13 +7,12 @@ import shutil
 import warnings
 
 import checkpoints
-import contracts
 import keras
 import numpy as np
 import pytest
 import zoo
 from conftest import moved, snapshot, value
-from networks import CUTS, Network
+from networks import CUTS
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, backbone, graph, heads, select
@@ -549,43 +548,3 @@ def test_the_preprocessor_of_other_models():
     model = ftk.build(backbone("letters_resnet"), heads.Classification(2))
     with pytest.raises(ValueError, match="its backbone is .letters_resnet"):
         ftk.preprocessor(model)
-
-
-# -- The contracts of all backbones
-
-
-@pytest.fixture(scope="module")
-def trials(bert, hugging_face, resnet):
-    folder, whole, _ = resnet
-
-    def text(where, network):
-        expected = lambda x: value(network(x, training=False)["sequence_output"])  # noqa: E731
-        return Network("text", "a preset", lambda: (backbone(where), expected), top=49.0)
-
-    def image():
-        # Channels scaled alike, so that a grey image may give what it gives as RGB.
-        alike = keras.layers.Rescaling(1 / 127.5, -1)
-        base = backbone(folder, input_shape=(32, 32, 3), preprocessing=alike)
-        return base, lambda x: value(whole(value(x) / 127.5 - 1, training=False))
-
-    return {
-        "text of KerasHub": contracts.Trial(text(*bert)),
-        "text of Hugging Face": contracts.Trial(text(*hugging_face)),
-        "images of KerasHub": contracts.Trial(Network("images", "a preset", image, top=255.0)),
-    }
-
-
-QUICK = (*contracts.CHEAP, "freeze", "file", "load")
-
-
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        pytest.param(s, n, marks=() if n in QUICK and EAGERLY else pytest.mark.slow)
-        for s in ("text of KerasHub", "text of Hugging Face", "images of KerasHub")
-        for n in contracts.CONTRACTS
-    ],
-)
-def test_a_preset_keeps_the_contracts(source, name, trials):
-    found, why = contracts.run(name, trials[source])
-    assert found in ("yes", ""), why

@@ -8,13 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
-import contracts
 import keras
 import numpy as np
 import pytest
 import saved_models
 from conftest import moved, same, snapshot, value
-from networks import Network
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
@@ -762,39 +760,6 @@ model.fit(x, y, verbose=0)
 assert len(moved(before, model)) == len(before) == 27
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
-
-
-# The contracts of all backbones
-
-
-@pytest.fixture(scope="module")
-def trial(folder):
-    theirs = foreign(folder("conv_net"))
-
-    def make():
-        base = ftk.backbone(folder("conv_net"), input_shape=(8, 8, 3))
-        return base, lambda x: value(theirs(x, training=False))
-
-    return contracts.Trial(Network("conv_net", "a SavedModel", make))
-
-
-@tensorflow
-@pytest.mark.parametrize(
-    ("name", "state"),
-    [
-        ("features", "yes"),
-        ("blocks", "yes"),
-        ("freeze", "yes"),
-        ("thaw", "yes"),
-        ("copy", "yes"),
-        ("bfloat16", "no"),
-        ("small stem", "no"),
-        ("one channel", "no"),
-    ],
-)
-def test_the_contracts_of_backbones(trial, name, state):
-    found, why = contracts.run(name, trial)
-    assert found == state, why
 
 
 # Scopes, without TensorFlow

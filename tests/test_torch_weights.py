@@ -5,12 +5,10 @@ import pickle
 import re
 import sys
 
-import contracts
 import keras
 import numpy as np
 import pytest
 from conftest import moved, same, snapshot, value
-from networks import Network
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, heads, select
@@ -266,27 +264,6 @@ def test_names_of_other_libraries(nets, name, library):
     options = {"alpha": 0.35} if "mobilenet" in name else {}
     base = ftk.backbone(name, weights=state, **options)
     assert far(base.model(x, training=False), nets.features(net, x, *IMAGENET)) < 1e-4
-
-
-@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=HERE)])
-def test_the_backbone_passes_the_contracts(nets, name):
-    net = made(nets, name)
-
-    def make():
-        # Channels scaled alike, so that a grey image may give what it gives as RGB.
-        base = ftk.backbone(
-            name,
-            weights=net.state_dict(),
-            input_shape=(32, 32, 3),
-            preprocessing=layers.Rescaling(1 / 127.5, -1),
-        )
-        return base, lambda x: nets.features(net, x, *HALVES)
-
-    trial = contracts.Trial(Network(name, "torch", make, top=255.0))
-    results = {name: contracts.run(name, trial) for name in contracts.CONTRACTS}
-    nothing = {"remat": ("", "")}  # no transformer
-    yes = dict.fromkeys(contracts.CONTRACTS, ("yes", ""))
-    assert results == yes | nothing
 
 
 def test_the_rate_suits_what_learns_and_it_learns(small):
