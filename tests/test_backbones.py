@@ -1,7 +1,9 @@
 """Every source becomes the same record, fed with raw images, right by construction."""
 
+import functools
 import socket
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from conftest import chain, classifier, images, residual, same, slow_marks, snap
 
 import finetune_keras as ftk
 from finetune_keras import SelectionError, WeightsError, backbone, build, heads, select
-from finetune_keras.backbones import applications
+from finetune_keras.backbones import applications, files
 
 # One small member of each family; `-m slow` takes all.
 FAMILIES = {
@@ -143,6 +145,36 @@ def test_weights_from_a_file_are_the_weights_of_the_file(tmp_path, suffix):
     for mine, its in zip(base.network.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, its)
     assert "mine" in base.source
+
+
+@pytest.mark.parametrize("name", ["mine.weights.h5", "mine.h5", "mine.keras"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
+    path = tmp_path / name
+    model = residual()
+    model.get_layer("block1_bn").moving_variance.assign([1.0, np.inf, np.nan, *[1.0] * 5])
+    (model.save_weights if "weights" in name else model.save)(path)
+    load = functools.partial(files.load_into, residual("other"), name="other")
+    with pytest.raises(WeightsError) as raised:
+        (load if "weights" in name else backbone)(path)
+    said = str(raised.value)
+    assert f"{str(path)!r} has 2 values that are not finite in" in said
+    assert "block1_bn/moving_variance'" in said
+
+
+def test_the_state_of_random_layers_is_no_weight(tmp_path):
+    path = tmp_path / "mine.weights.h5"
+    source = backbone("letters_resnet", weights=None).network
+    source.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, "uint32")
+        file["optimizer/vars/0"] = np.zeros(2, "float32")
+    found = backbone("letters_resnet", weights=path).network
+    for mine, its in zip(found.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    with h5py.File(path, "a") as file:
+        file["layers/dense/vars/0"] = np.zeros(2, "float32")
+    with pytest.raises(WeightsError, match="holds 46 weight arrays and 'letters_resnet' has 45"):
+        backbone("letters_resnet", weights=path)
 
 
 def test_efficientnet_weights_from_a_file_compute_what_imagenet_computes(tmp_path, monkeypatch):

@@ -7,12 +7,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
+
+import keras
 
 from finetune_keras import _optional, _private
 from finetune_keras._errors import WeightsError, nearest, sentence
+from finetune_keras.backbones import files, whole
 
-__all__ = ["is_handle", "located", "reworded"]
+__all__ = ["is_handle", "left_over", "located", "reworded"]
 
 _HANDLE = re.compile(r"(hf|kaggle|modelscope)://.+")
 _FORMATS = (
@@ -112,6 +116,50 @@ def _check_shards(index: Path, shown: str) -> None:
             raise WeightsError(f"the folder {shown!r} has no {name}, which its {index.name} names")
 
 
+def left_over(
+    shown: str, where: str, network: keras.Model, read: set[str], there: set[str]
+) -> tuple[str, ...]:
+    """The names in the files of weights that the network takes none of; counters come last.
+
+    Args:
+        shown: the preset as the user gave it.
+        where: the same as KerasHub takes it.
+        network: with its weights.
+        read: the tensors that KerasHub took out of safetensors.
+        there: all that there are.
+
+    Raises:
+        WeightsError: if among them are layers of the kind of those that were used.
+    """
+    if not there:
+        read, there = _arrays(Path(where), network)
+    unused = sorted(there - read)
+    more = whole.deeper(unused, there & read)
+    if more:
+        raise WeightsError(
+            f"the weights of {shown!r} are of a deeper network than its config.json says: "
+            f"{len(more)} of {len(there)} have no place, the first of them {more[0]!r}; for fewer "
+            "layers leave config.json as it was, and pass cut_at="
+        )
+    return tuple(sorted(unused, key=lambda n: n.endswith("num_batches_tracked")))
+
+
+def _arrays(folder: Path, network: keras.Model) -> tuple[set[str], set[str]]:
+    """The same of a preset of KerasHub in a folder: by its own names in the file."""
+    if not folder.is_dir():
+        return set(), set()
+    one = folder / "model.weights.h5"
+    parts = [one] if one.is_file() else folder.glob("model_*.weights.h5")
+    there = {n for part in parts for n in files.arrays(part)}
+    if len(there) == len(network.weights):
+        return there, there
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "own.weights.h5"
+        network.save_weights(path)
+        own = set(files.arrays(path))
+    return (own, there) if own & there else (there, there)  # or an older layout
+
+
 def reworded(shown: str, where: str, error: Exception) -> Exception:
     """What KerasHub raised, as one line of ours."""
     text = sentence(error)
@@ -123,6 +171,16 @@ def reworded(shown: str, where: str, error: Exception) -> Exception:
             f"KerasHub has no converter for {kind!r} of {_LIBRARIES[library]} in {shown!r}; "
             f"{nearest(kind, known)}"
         )
+    other = "the weights of {} are of another network than its config.json says: {}"
+    if "objects could not be loaded" in text:
+        number = re.search(r"total of (\d+) objects", text)[1]
+        return WeightsError(other.format(repr(shown), f"{number} of its layers do not find theirs"))
+    missing = re.search(r"does not contain tensor (\S+)", text)
+    if missing:
+        return WeightsError(other.format(repr(shown), f"there is no {missing[1]!r}"))
+    shapes = files.mismatch(error)
+    if shapes != text:
+        return WeightsError(other.format(repr(shown), shapes))
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown:
         return TypeError(f"{shown!r} takes no {unknown[1]}=")

@@ -11,11 +11,13 @@ from pathlib import Path
 import keras
 
 from finetune_keras._errors import WeightsError, nearest, sentence
-from finetune_keras.backbones import legacy
+from finetune_keras.backbones import legacy, whole
 
-__all__ = ["kind", "load_into", "load_model", "looks_like_file"]
+__all__ = ["arrays", "kind", "load_into", "load_model", "looks_like_file", "mismatch"]
 
 _SUFFIXES = (".keras", ".h5", ".hdf5")
+# Arrays that are no weights; the last is a random layer's in Keras 2.
+_STATE = re.compile(r"^(optimizer|_optim)|seed_generator|random_generator|StateVar")
 
 
 def looks_like_file(source: object) -> bool:
@@ -75,12 +77,15 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         )
     try:
         if legacy.is_legacy(path):
-            return legacy.load(path)
-        return keras.models.load_model(path, compile=False)
+            model = legacy.load(path)
+        else:
+            model = keras.models.load_model(path, compile=False)
     except WeightsError as e:
         raise WeightsError(f"{str(path)!r} cannot be loaded: {e}") from e
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
         raise WeightsError(f"Keras cannot load the model {str(path)!r}: {sentence(e)}") from e
+    whole.finite(model, str(path))
+    return model
 
 
 def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str = "") -> None:
@@ -93,12 +98,12 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
         hint: what to do if the file holds a classifier's kernel and bias besides.
 
     Raises:
-        WeightsError: if shapes or the number of weights differ.
+        WeightsError: if shapes or the number of weights differ, or a weight is not finite.
     """
     path = existing(path)
     kind(path)
     try:
-        have, want = _count(path), len(model.weights)
+        have, want = len(arrays(path)), len(model.weights)
     except OSError as e:
         raise WeightsError(f"{str(path)!r} cannot be read: {sentence(e)}") from e
     if have != want:
@@ -109,11 +114,14 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     try:
         model.load_weights(path)
     except Exception as e:
-        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_mismatch(e)}") from e
+        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {mismatch(e)}") from e
+    whole.finite(model, str(path))
 
 
-def _count(path: Path) -> int:
-    """Number of weight arrays in the file."""
+def arrays(path: Path) -> list[str]:
+    """The names of the weights in a file of Keras, without what is of the optimizer or of random
+    generators.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             data: object = io.BytesIO(archive.read("model.weights.h5"))
@@ -122,14 +130,14 @@ def _count(path: Path) -> int:
     h5py = _h5py()
     with h5py.File(data, "r") as file:
         group = file.get("model_weights", file)
-        arrays: list[str] = []
+        found: list[str] = []
 
         def note(where, item):
-            if isinstance(item, h5py.Dataset) and not where.startswith(("optimizer", "_optim")):
-                arrays.append(where)
+            if isinstance(item, h5py.Dataset) and not _STATE.search(where):
+                found.append(where)
 
         group.visititems(note)
-        return len(arrays)
+        return found
 
 
 def _h5py():
@@ -138,8 +146,8 @@ def _h5py():
     return h5py
 
 
-def _mismatch(error: BaseException) -> str:
-    """The first two shapes that differ, where Keras names them."""
+def mismatch(error: BaseException) -> str:
+    """The first two shapes that differ, where Keras names them; otherwise what it says."""
     text = str(error)
     shape = r"(?:torch\.Size\()?[(\[]([^)\]]*)[)\]]"  # PyTorch writes torch.Size([3, 3])
     found = re.search(rf"variable\.shape={shape}.*?value\.shape={shape}", text, re.DOTALL)
