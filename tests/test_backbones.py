@@ -449,6 +449,63 @@ def test_bad_input_names_the_fix(tmp_path, call, error, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "a name, a path or a handle; given ''"),
+        (" ", "given ' '"),
+        ("hf://", "names no model; expected one such as 'hf://google-bert/bert-base-uncased'"),
+        ("kaggle://", "expected one such as 'kaggle://keras/bert/"),
+        ("hf:/org/name", "expected one such as 'hf://google-bert/"),
+        ("https://", "expected one such as 'https://tfhub.dev/"),
+        ("s3://bucket/name", "unknown handle 's3://bucket/name': there are hf://, kaggle://"),
+        ("HF://org/name", "unknown handle 'HF://org/name': there are hf://"),
+        ("tfhub.dev/google/x", r"\(at TF Hub or Kaggle\? 'https://tfhub.dev/google/x'\)"),
+    ],
+)
+def test_handles_that_are_none(source, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        backbone(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_with_several_files_names_them(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"backbone\('resnet50', weights='.*a\.pth'\)"):
+        backbone(tmp_path)
+    for name in ("a.keras", "b.keras"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"name the file, as '.*a\.keras' or '.*b\.keras'$"):
+        backbone(tmp_path)
+
+
+def fixed(stateful=False):
+    x = inputs = keras.Input(batch_shape=(2, 5, 4))
+    x = keras.layers.GRU(3, stateful=stateful)(x)
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def test_a_file_for_one_size_of_batch_takes_any(tmp_path):
+    path = tmp_path / "fixed.keras"
+    model = fixed()
+    model.save(path)
+    base = backbone(path)
+    assert base.model.input_shape == (None, 5, 4)
+    x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype("float32")
+    gru = keras.Model(model.inputs, model.layers[1].output)
+    expected = np.concatenate([keras.ops.convert_to_numpy(gru(x[i : i + 2])) for i in (0, 2, 4)])
+    same(base.model(x), expected, atol=1e-5)
+    built = build(base, heads.Classification(2), freeze=select.backbone())
+    ftk.fit(built, x, np.arange(6) % 2, batch_size=3, verbose=0)
+    fixed(stateful=True).save(path)
+    kept = backbone(path)
+    assert kept.model.input_shape == (2, 5, 4)
+    built = build(kept, heads.Classification(2), freeze=select.backbone())
+    with pytest.raises(ValueError, match=r"takes \(2, 5, 4\): .*give batches of 2"):
+        ftk.fit(built, x, np.arange(6) % 2, batch_size=3, verbose=0)
+
+
 def test_a_subclassed_model_says_how_to_hand_it_in():
     class Own(keras.Model):
         def __init__(self):

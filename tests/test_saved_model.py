@@ -644,6 +644,38 @@ def test_nothing_to_call(tmp_path):
         ftk.backbone(tmp_path / "none")
 
 
+def test_a_part_of_a_savedmodel_is_not_the_whole(tmp_path):
+    (tmp_path / "variables").mkdir()
+    for name in ("saved_model.pb", "variables/variables.index"):
+        (tmp_path / name).touch()
+        with pytest.raises(ftk.WeightsError, match="a part of a SavedModel: give its folder") as e:
+            ftk.backbone(tmp_path / name)
+        assert str(e.value).endswith(f"{str(tmp_path)!r}")
+    with pytest.raises(ftk.WeightsError, match=f"a SavedModel: give {str(tmp_path)!r}"):
+        ftk.backbone(tmp_path / "variables")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ftk.WeightsError, match=r"two models, saved_model.pb and model.safetensors"):
+        ftk.backbone(tmp_path)
+
+
+@tensorflow
+@pytest.mark.parametrize("torn", ["variables", "data", "index", "saved_model.pb", "empty"])
+def test_a_savedmodel_that_is_not_whole(folder, tmp_path, torn):
+    shutil.copytree(folder("conv_net"), tmp_path / "torn")
+    inside = tmp_path / "torn" / "variables"
+    if torn == "variables":
+        shutil.rmtree(inside)
+    elif torn == "empty":
+        (tmp_path / "torn" / "saved_model.pb").write_bytes(b"")
+    else:
+        path = next((tmp_path / "torn").rglob(f"*{torn}*"))
+        path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(ftk.WeightsError, match=r"torn' is not whole \(.*\): fetch or copy it") as e:
+        ftk.backbone(tmp_path / "torn")
+    assert "\n" not in str(e.value)
+
+
 @tensorflow
 def test_a_link_out_of_the_folder_is_not_followed(folder, tmp_path):
     shutil.copytree(folder("text"), tmp_path / "linked")

@@ -3,7 +3,9 @@
 import os
 import pickle
 import re
+import shutil
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -296,6 +298,33 @@ def test_a_pickle_that_runs_code_does_not(tmp_path):
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb()}))
     message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "bomb.pth")
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_around_a_file_is_to_be_unpacked(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "in").mkdir()
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "in" / "mine.pth")
+    packed = shutil.make_archive(str(tmp_path / "mine"), kind, tmp_path / "in")
+    path = tmp_path / "packed.pth"
+    shutil.copy(packed, path)
+    for call in (
+        lambda: ftk.backbone("resnet18", weights=path),
+        lambda: ftk.backbone("resnet50", weights=packed),
+        lambda: ftk.backbone(packed),
+    ):
+        said = message(WeightsError, call)
+        assert "is an archive, with" in said
+        assert "unpack it" in said
+
+
+def test_torchscript_is_refused_in_one_line(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        said = message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "script.pt")
+    assert "is TorchScript" in said
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])

@@ -15,6 +15,7 @@ import keras
 from finetune_keras import _optional, _private
 from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones import files, whole
+from finetune_keras.backbones.saved_files import holds
 
 __all__ = ["is_handle", "left_over", "located", "reworded"]
 
@@ -63,11 +64,9 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     have = sorted(p.name for p in folder.iterdir())
     listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
     if "config.json" not in have:
-        file = next((n for n in have if n.endswith((".keras", ".h5"))), None)
-        inside = sorted(p.parent.name for p in folder.glob("*/saved_model.pb"))
-        meant = f"; or name the file, as {os.path.join(shown, file)!r}" if file else ""
-        meant = f"; or name a folder in it, such as its {inside[0]!r}" if inside else meant
-        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}{meant}")
+        raise WeightsError(
+            f"the folder {shown!r} {listed}; {_FORMATS}{_meant(folder, shown, have)}"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -100,6 +99,22 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
         saved = any(n.endswith((".bin", ".pt", ".pth")) for n in have)
         how = ": write it by save_pretrained(folder, safe_serialization=True)" if saved else ""
         raise WeightsError(f"the folder {shown!r} has no {whole}; it {listed}{how}")
+
+
+def _meant(folder: Path, shown: str, have: list[str]) -> str:
+    """The end of a sentence: what in a folder may have been meant."""
+    inside = sorted(p.parent.name for p in folder.glob("*/saved_model.pb"))
+    models = [n for n in have if n.endswith((".keras", ".h5"))]
+    torch = [n for n in have if n.endswith((".pth", ".pt", ".th", ".safetensors"))]
+    paths = [repr(os.path.join(shown, n)) for n in inside or models or torch][:3]
+    if not paths and folder.name == "variables" and holds(folder.parent):
+        return f"; it is a part of a SavedModel: give {str(Path(shown).parent)!r}"
+    if not paths:
+        return ""
+    if inside or models:
+        what = "a folder in it" if inside else "the file"
+        return f"; or name {what}, as {' or '.join(paths)}"
+    return f"; or name the network too, as in backbone('resnet50', weights={paths[0]})"
 
 
 def _check_shards(index: Path, shown: str) -> None:

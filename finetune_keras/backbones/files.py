@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,9 +14,18 @@ import keras
 from finetune_keras._errors import WeightsError, nearest, sentence
 from finetune_keras.backbones import legacy, whole
 
-__all__ = ["arrays", "kind", "load_into", "load_model", "looks_like_file", "mismatch"]
+__all__ = [
+    "arrays",
+    "kind",
+    "load_into",
+    "load_model",
+    "looks_like_file",
+    "mismatch",
+    "refuse_archive",
+]
 
 _SUFFIXES = (".keras", ".h5", ".hdf5")
+_OTHERS = (".pb", ".zip", ".tar", ".tgz", ".gz")  # no model by themselves, and no name of one
 # Arrays that are no weights; the last is a random layer's in Keras 2.
 _STATE = re.compile(r"^(optimizer|_optim)|seed_generator|random_generator|StateVar")
 
@@ -24,7 +34,9 @@ def looks_like_file(source: object) -> bool:
     """Whether a source is meant as a file: a path, by its type or its ending."""
     if isinstance(source, os.PathLike):
         return True
-    return isinstance(source, str) and (source.lower().endswith(_SUFFIXES) or os.sep in source)
+    return isinstance(source, str) and (
+        source.lower().endswith(_SUFFIXES + _OTHERS) or os.sep in source
+    )
 
 
 def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
@@ -39,6 +51,8 @@ def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> 
     if not path.parent.is_dir():
         named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in suffixes
         hint = f" (at Hugging Face? 'hf://{path}')" if named else ""
+        hub = re.match(r"(tfhub\.dev|(www\.)?kaggle\.com)/", path.as_posix())
+        hint = f" (at TF Hub or Kaggle? 'https://{path.as_posix()}')" if hub else hint
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}{hint}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(suffixes))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
@@ -51,6 +65,11 @@ def kind(path: Path) -> str:
         WeightsError: if the file is neither a ``.keras`` archive nor HDF5.
     """
     why = "is it whole?"
+    if path.name == "saved_model.pb" or path.parent.name == "variables":
+        folder = path.parent if path.name == "saved_model.pb" else path.parent.parent
+        raise WeightsError(
+            f"{str(path)!r} is a part of a SavedModel: give its folder, {str(folder)!r}"
+        )
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -62,9 +81,28 @@ def kind(path: Path) -> str:
                 return "model" if "model_config" in file.attrs else "weights"
     except (OSError, zipfile.BadZipFile) as e:
         why = sentence(e)
+    refuse_archive(path)
     raise WeightsError(
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras ({why})"
     )
+
+
+def refuse_archive(path: Path) -> None:
+    """Raises `WeightsError` if a file is an archive around others."""
+    inside = ""
+    if tarfile.is_tarfile(path):  # first: one with a zip in it looks like a zip
+        with tarfile.open(path) as archive:
+            inside = archive.next().name
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        own = any(n.rpartition("/")[2] in ("data.pkl", "metadata.json") for n in names)
+        inside = "" if own or not names else names[0]
+    if inside:
+        raise WeightsError(
+            f"{str(path)!r} is an archive, with {inside!r} in it: unpack it, and give the path of "
+            "what is inside"
+        )
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
