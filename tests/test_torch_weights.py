@@ -14,6 +14,7 @@ from conftest import moved, same, snapshot, value
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, heads, select
+from finetune_keras.backbones.torch_weights.adapt import adapted
 
 layers = keras.layers
 
@@ -156,6 +157,18 @@ def test_checkpoints_as_training_scripts_save_them(small, tmp_path, wrap):
 
 
 @SLOW
+def test_statistics_move_as_those_of_torch():
+    inputs = keras.Input((2, 2, 3))
+    norm = layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name="norm")
+    network = adapted(keras.Model(inputs, norm(inputs)))
+    x = np.random.default_rng(0).normal(2.0, 3.0, (4, 2, 2, 3)).astype("float32")
+    found = network(x, training=True)
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    same(found, (x - mean) / np.sqrt(variance + 1e-5), atol=1e-5)
+    same(network.get_layer("norm").moving_mean, 0.1 * mean, atol=1e-5)
+    same(network.get_layer("norm").moving_variance, 0.9 + 0.1 * variance, atol=1e-5)
+
+
 def test_names_of_old_densenets(nets):
     net = made(nets, "densenet121")
     old = {}
