@@ -60,15 +60,16 @@ def test_what_was_loaded_is_saved_again_for_keras_alone(tmp_path):
     same(again(X, training=False), model(X, training=False), atol=1e-6)
 
 
-def test_weights_of_a_nested_model_go_where_their_names_say(tmp_path):
-    """A frozen layer's weights stand last in the file, and may have any other's shape."""
+@pytest.mark.parametrize("frozen_last", [True, False])
+def test_weights_of_a_nested_model_go_where_their_names_say(tmp_path, frozen_last):
+    """A frozen layer's weights stand last in most files, and may have any other's shape."""
     one, two = conv("one", ["i"], trainable=False), conv("two", ["one"])
     inner = functional("inner", [entry("i", 8, 8, 4), one, two], ["i"], ["two"], [["j"]])
     spec = functional("outer", [entry("j", 8, 8, 4), inner], ["j"], [["inner", 1, 0]])
     k1, b1, k2, b2 = draw(3, 3, 4, 4, seed=1), draw(4, seed=2), draw(3, 3, 4, 4, seed=3), draw(4)
-    weights = named(
-        ("two", "kernel", k2), ("two", "bias", b2), ("one", "kernel", k1), ("one", "bias", b1)
-    )
+    frozen = [("one", "kernel", k1), ("one", "bias", b1)]
+    learning = [("two", "kernel", k2), ("two", "bias", b2)]
+    weights = named(*(learning + frozen if frozen_last else frozen + learning))
     model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
     found = {u.path: value(u.variable) for u in ftk.graph.opened(model).units}
     np.testing.assert_array_equal(found["inner/one/kernel"], k1)
