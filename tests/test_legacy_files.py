@@ -178,6 +178,27 @@ def test_gates_and_activations_that_were_other_functions(tmp_path):
     same(model(x), hard(h @ d + db), atol=1e-5)
 
 
+def test_gates_of_an_lstm(tmp_path):
+    """Three of its four parts are gates: input, forget and output, and not the candidate."""
+    spec = sequential(
+        "s",
+        layer(
+            "LSTM", "lstm", units=2, activation="tanh", recurrent_activation="hard_sigmoid",
+            batch_input_shape=[None, 4, 3],
+        ),
+    )  # fmt: skip
+    k, r, b = draw(3, 8, seed=1, scale=2), draw(2, 8, seed=2, scale=2), draw(8, seed=3)
+    weights = {"lstm": {"lstm/kernel:0": k, "lstm/recurrent_kernel:0": r, "lstm/bias:0": b}}
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights, version="2.2.4"))
+    x = draw(5, 4, 3, seed=6, scale=1)
+    h = c = np.zeros((5, 2))
+    for t in range(4):
+        i, f, candidate, o = np.split(x[:, t] @ k + h @ r + b, 4, axis=1)
+        c = hard(f) * c + hard(i) * np.tanh(candidate)
+        h = hard(o) * np.tanh(c)
+    same(model(x), h, atol=1e-5)
+
+
 def test_a_model_in_time_distributed_and_initial_states(tmp_path):
     inner = sequential("inner", dense("d", units=4, batch_input_shape=[None, 3], use_bias=False))
     lstm = {"units": 4, "recurrent_activation": "sigmoid", "time_major": False}
