@@ -398,3 +398,22 @@ def test_damaged_configs_give_a_model_or_one_line(tmp_path, seed):
             refused.append(str(e))
     assert refused
     assert not [text for text in refused if "\n" in text or len(text) > 600]
+
+
+def test_a_normalization_computes_with_what_it_adapted_to(tmp_path):
+    item = layer("Normalization", "n", axis=[-1], batch_input_shape=[None, 3])
+    mean, variance = draw(3, seed=1), np.abs(draw(3, seed=2)) + 1
+    arrays = named(("n", "mean", mean), ("n", "variance", variance), ("n", "count", np.array(5)))
+    model = files.load_model(write(tmp_path / "m.h5", sequential("s", item), {"n": arrays}))
+    x = draw(4, 3, seed=3)
+    same(model(x), (x - mean) / np.sqrt(variance), atol=1e-5)
+
+
+def test_a_nested_model_that_was_frozen_is(tmp_path):
+    inner = functional("inner", [entry("i", 8, 8, 4), conv("one", ["i"])], ["i"], ["one"], [["j"]])
+    inner["config"]["trainable"] = False
+    spec = functional("outer", [entry("j", 8, 8, 4), inner], ["j"], [["inner", 1, 0]])
+    weights = named(("one", "kernel", draw(3, 3, 4, 4)), ("one", "bias", draw(4)))
+    model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
+    assert not model.get_layer("inner").trainable
+    assert not model.trainable_variables
