@@ -26,6 +26,7 @@ __all__ = [
     "rate_object",
     "share_start",
     "sublayers",
+    "tensors_read",
     "training_now",
     "uncast",
 ]
@@ -93,6 +94,33 @@ def converted_families(library: str) -> list[str]:
     spec = find_spec(f"keras_hub.src.utils.{library}")
     found = [m.name for m in iter_modules(spec.submodule_search_locations)]
     return sorted(n.removeprefix("convert_") for n in found if n.startswith("convert_"))
+
+
+@contextlib.contextmanager
+def tensors_read() -> Iterator[tuple[set[str], set[str]]]:
+    """What KerasHub's converters read meanwhile: the names of the tensors that they take out of
+    safetensors files, and of all that these files have.
+
+    A converter asks for what it needs; nothing says what it left.
+    """
+    from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
+
+    usual = SafetensorLoader.get_prefixed_key
+    read: set[str] = set()
+    there: set[str] = set()
+
+    def asked(self: Any, key: str, names: Any) -> str:
+        found = usual(self, key, names)
+        if found not in there:
+            there.update(names.keys())
+        read.add(found)
+        return found
+
+    SafetensorLoader.get_prefixed_key = asked
+    try:
+        yield read, there
+    finally:
+        SafetensorLoader.get_prefixed_key = usual
 
 
 def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import zoo
 from conftest import classifier, residual, value
+from sources import SOURCES
 
 from finetune_keras import Backbone, backbone
 from finetune_keras.backbones import applications
@@ -34,6 +35,9 @@ class Network:
         half: how far features in mixed bfloat16 may be from those in float32, relative to their
             norm. bfloat16 has 8 bits, 0.4 %; many layers at random make several times that of it,
             and of narrow separable convolutions, normalised by a batch, a quarter (measured).
+        needs: packages without which it cannot be made.
+        opaque: whether it is a SavedModel: one layer whose maps nobody sees, and foreign code, so
+            that its file is loaded with consent only.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Network:
     top: float = 1.0
     towers: int = 1
     half: float = 0.05
+    needs: tuple[str, ...] = ()
+    opaque: bool = False
 
 
 # The smallest image that each takes, and options that make it small.
@@ -207,6 +213,10 @@ def _own(source: Callable[[], keras.Model], upto: str | None = None):
     return make
 
 
+def _source(name: str, mark: str = "", **settings: Any) -> Network:
+    return Network(name, "files and folders", SOURCES[name], mark, **settings)
+
+
 NETWORKS: dict[str, Network] = {
     n.name: n
     for n in [
@@ -216,6 +226,17 @@ NETWORKS: dict[str, Network] = {
         Network("nested", "your own", _own(classifier, "pooled")),
         Network("two inputs", "your own", _own(two_inputs), towers=2),
         Network("shared layers", "your own", _own(shared)),
+        _source("module of TF Hub", opaque=True),
+        _source("SavedModel of Keras 3", opaque=True),
+        _source("text preset of KerasHub", top=49.0),
+        _source("image preset of KerasHub", top=255.0),
+        _source("folder of Hugging Face", top=49.0, needs=("safetensors",)),
+        # Of the smallest size that KerasHub converts.
+        _source("folder of timm", "big", top=255.0, needs=("safetensors",)),
+        _source("state dict of PyTorch", top=255.0, needs=("torch",)),
+        _source(".h5 of Keras 2"),
+        _source(".keras"),
+        _source(".weights.h5", top=255.0),
         *(_hub(name) for name in zoo.KERAS_HUB),
         *(_named(name) for name in FAMILIES),
         *(_named(name) for name in applications.names() if name not in FAMILIES),

@@ -1,7 +1,9 @@
 """Every source becomes the same record, fed with raw images, right by construction."""
 
+import functools
 import socket
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from conftest import chain, classifier, images, residual, same, slow_marks, snap
 
 import finetune_keras as ftk
 from finetune_keras import SelectionError, WeightsError, backbone, build, heads, select
-from finetune_keras.backbones import applications
+from finetune_keras.backbones import applications, files
 
 # One small member of each family; `-m slow` takes all.
 FAMILIES = {
@@ -143,6 +145,36 @@ def test_weights_from_a_file_are_the_weights_of_the_file(tmp_path, suffix):
     for mine, its in zip(base.network.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, its)
     assert "mine" in base.source
+
+
+@pytest.mark.parametrize("name", ["mine.weights.h5", "mine.h5", "mine.keras"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
+    path = tmp_path / name
+    model = residual()
+    model.get_layer("block1_bn").moving_variance.assign([1.0, np.inf, np.nan, *[1.0] * 5])
+    (model.save_weights if "weights" in name else model.save)(path)
+    load = functools.partial(files.load_into, residual("other"), name="other")
+    with pytest.raises(WeightsError) as raised:
+        (load if "weights" in name else backbone)(path)
+    said = str(raised.value)
+    assert f"{str(path)!r} has 2 values that are not finite in" in said
+    assert "block1_bn/moving_variance'" in said
+
+
+def test_the_state_of_random_layers_is_no_weight(tmp_path):
+    path = tmp_path / "mine.weights.h5"
+    source = backbone("letters_resnet", weights=None).network
+    source.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, "uint32")
+        file["optimizer/vars/0"] = np.zeros(2, "float32")
+    found = backbone("letters_resnet", weights=path).network
+    for mine, its in zip(found.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    with h5py.File(path, "a") as file:
+        file["layers/dense/vars/0"] = np.zeros(2, "float32")
+    with pytest.raises(WeightsError, match="holds 46 weight arrays and 'letters_resnet' has 45"):
+        backbone("letters_resnet", weights=path)
 
 
 def test_efficientnet_weights_from_a_file_compute_what_imagenet_computes(tmp_path, monkeypatch):
@@ -415,6 +447,63 @@ def test_bad_input_names_the_fix(tmp_path, call, error, message):
     with pytest.raises(error, match=message) as raised:
         call(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "a name, a path or a handle; given ''"),
+        (" ", "given ' '"),
+        ("hf://", "names no model; expected one such as 'hf://google-bert/bert-base-uncased'"),
+        ("kaggle://", "expected one such as 'kaggle://keras/bert/"),
+        ("hf:/org/name", "expected one such as 'hf://google-bert/"),
+        ("https://", "expected one such as 'https://tfhub.dev/"),
+        ("s3://bucket/name", "unknown handle 's3://bucket/name': there are hf://, kaggle://"),
+        ("HF://org/name", "unknown handle 'HF://org/name': there are hf://"),
+        ("tfhub.dev/google/x", r"\(at TF Hub or Kaggle\? 'https://tfhub.dev/google/x'\)"),
+    ],
+)
+def test_handles_that_are_none(source, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        backbone(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_with_several_files_names_them(tmp_path):
+    for name in ("a.pth", "b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"backbone\('resnet50', weights='.*a\.pth'\)"):
+        backbone(tmp_path)
+    for name in ("a.keras", "b.keras"):
+        (tmp_path / name).touch()
+    with pytest.raises(WeightsError, match=r"name the file, as '.*a\.keras' or '.*b\.keras'$"):
+        backbone(tmp_path)
+
+
+def fixed(stateful=False):
+    x = inputs = keras.Input(batch_shape=(2, 5, 4))
+    x = keras.layers.GRU(3, stateful=stateful)(x)
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+def test_a_file_for_one_size_of_batch_takes_any(tmp_path):
+    path = tmp_path / "fixed.keras"
+    model = fixed()
+    model.save(path)
+    base = backbone(path)
+    assert base.model.input_shape == (None, 5, 4)
+    x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype("float32")
+    gru = keras.Model(model.inputs, model.layers[1].output)
+    expected = np.concatenate([keras.ops.convert_to_numpy(gru(x[i : i + 2])) for i in (0, 2, 4)])
+    same(base.model(x), expected, atol=1e-5)
+    built = build(base, heads.Classification(2), freeze=select.backbone())
+    ftk.fit(built, x, np.arange(6) % 2, batch_size=3, verbose=0)
+    fixed(stateful=True).save(path)
+    kept = backbone(path)
+    assert kept.model.input_shape == (2, 5, 4)
+    built = build(kept, heads.Classification(2), freeze=select.backbone())
+    with pytest.raises(ValueError, match=r"takes \(2, 5, 4\): .*give batches of 2"):
+        ftk.fit(built, x, np.arange(6) % 2, batch_size=3, verbose=0)
 
 
 def test_a_subclassed_model_says_how_to_hand_it_in():

@@ -62,6 +62,8 @@ def cases():
 
 @pytest.mark.parametrize(("network", "contract"), list(cases()))
 def test_every_backbone(network, contract):
+    for package in NETWORKS[network].needs:
+        pytest.importorskip(package)
     found = contracts.run(contract, contracts.trial(NETWORKS[network]))
     held(found, printed().get("networks", {}).get(network, {}).get(contract))
 
@@ -117,6 +119,6 @@ def test_contracts_notice_what_is_broken(monkeypatch):
     assert contracts.run("freeze", subject)[0] == "yes"  # built frozen, so nothing is missed yet
     contracts.ftk.thaw(subject.model, contracts.select.backbone(), learning_rate=1e-2)
     assert "moved, and shall not: row/" in broken("freeze")
-    monkeypatch.setattr(contracts.ftk, "load", lambda path: subject.model)
+    monkeypatch.setattr(contracts.ftk, "load", lambda path, safe_mode: subject.model)
     monkeypatch.setattr(contracts.ftk.record, "read", lambda model: None)
     assert "there is no record" in broken("load")

@@ -85,6 +85,7 @@ ORDER = [
     "backbones.legacy.weights",
     "backbones.legacy.gates",
     "backbones.legacy",
+    "backbones.whole",
     "backbones.files",
     "backbones.taps",
     "backbones.rebuild",

@@ -1,191 +1,34 @@
 """Whole models as Keras 2 wrote them, made by hand in its layout and held against Keras 3."""
 
 import copy
-import io
-import json
-import tempfile
 import zipfile
-from pathlib import Path
 
-import contracts
 import h5py
 import keras
 import numpy as np
 import pytest
 from conftest import learners, moved, same, snapshot, value
-from networks import Network
+from keras_2 import (
+    ARRAYS,
+    conv,
+    dense,
+    draw,
+    entry,
+    functional,
+    layer,
+    named,
+    reference,
+    sequential,
+    teachable,
+    write,
+    write_keras,
+)
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, backbone, heads, select
 from finetune_keras.backbones import files
 
 layers = keras.layers
-
-
-def draw(*shape, seed=0, scale=0.4):
-    return np.random.default_rng(seed).normal(size=shape, scale=scale).astype("float32")
-
-
-def layer(kind, name, *reads, **config):
-    """An entry of ``layers``; ``reads`` are the calls, each a list of what it reads."""
-    nodes = [[[r, 0, 0, {}] if isinstance(r, str) else list(r) for r in call] for call in reads]
-    config = {"name": name, "trainable": True, "dtype": "float32", **config}
-    return {"class_name": kind, "config": config, "name": name, "inbound_nodes": nodes}
-
-
-def entry(name, *shape, **config):
-    config = {"batch_input_shape": [None, *shape], "sparse": False, "ragged": False, **config}
-    made = layer("InputLayer", name, **config)
-    del made["config"]["trainable"]
-    return made
-
-
-def functional(name, entries, inputs, outputs, reads=()):
-    def ends(ends):
-        return [[e, 0, 0] if isinstance(e, str) else e for e in ends]
-
-    config = {"name": name, "layers": entries}
-    config |= {"input_layers": ends(inputs), "output_layers": ends(outputs)}
-    made = {"class_name": "Functional", "config": config}
-    return {**made, "name": name, "inbound_nodes": [[[r, 0, 0, {}] for r in c] for c in reads]}
-
-
-def sequential(name, *entries):
-    return {"class_name": "Sequential", "config": {"name": name, "layers": list(entries)}}
-
-
-def conv(name, *reads, filters=4, **config):
-    zeros = {"class_name": "Zeros", "config": {"dtype": "float32"}}
-    scaling = {"scale": 1.0, "mode": "fan_avg", "distribution": "normal", "seed": None}
-    init = {"class_name": "VarianceScaling", "config": scaling}
-    config = {"kernel_size": [3, 3], "padding": "same", "filters": filters, **config}
-    return layer("Conv2D", name, *reads, kernel_initializer=init, bias_initializer=zeros, **config)
-
-
-def norm(name, *reads):
-    return layer("BatchNormalization", name, *reads, axis=[3], momentum=0.9, epsilon=1e-3)
-
-
-def dense(name, *reads, units=3, **config):
-    return layer("Dense", name, *reads, units=units, activation="linear", **config)
-
-
-def write(path, spec, weights, version="2.4.0"):
-    """A whole-model file: ``weights`` has the arrays of each layer at the top by their names."""
-    with h5py.File(path, "w") as file:
-        if version:
-            file.attrs["keras_version"] = version
-        file.attrs["model_config"] = json.dumps(spec).encode()
-        group = file.create_group("model_weights")
-        group.attrs["layer_names"] = np.array([n.encode() for n in weights])
-        for name, arrays in weights.items():
-            own = group.create_group(name)
-            own.attrs["weight_names"] = np.array([n.encode() for n in arrays])
-            for n, array in arrays.items():
-                own.create_dataset(n, data=array)
-    return path
-
-
-def write_keras(path, spec, groups, version="2.13.1"):
-    """The archive of tf.keras 2.12 to 2.15: ``groups`` has arrays by group."""
-    data = io.BytesIO()
-    with h5py.File(data, "w") as file:
-        for name, arrays in groups.items():
-            for i, array in enumerate(arrays):
-                file.create_dataset(f"{name}/vars/{i}", data=array)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(spec))
-        archive.writestr("metadata.json", json.dumps({"keras_version": version}))
-        archive.writestr("model.weights.h5", data.getvalue())
-    return path
-
-
-STATISTICS = [
-    1 + draw(4, seed=5),
-    draw(4, seed=6),
-    draw(4, seed=7),
-    np.abs(1 + draw(4, seed=8)),
-]  # gamma, beta, mean, variance
-ARRAYS = {
-    "conv": [draw(3, 3, 3, 4, seed=1), draw(4, seed=2)],
-    "deep": [draw(3, 3, 4, 1, seed=3), draw(4, seed=4)],
-    "norm": STATISTICS,
-    "d1": [draw(4, 6, seed=9), draw(6, seed=10)],
-    "d2": [draw(6, 3, seed=11)],
-}
-
-
-def named(*pairs):
-    """``("conv", "kernel", array)`` as Keras 2 names it."""
-    return {f"{layer}/{what}:0": array for layer, what, array in pairs}
-
-
-def teachable():
-    """As Teachable Machine exports it: two sequential models in one, a functional in the first."""
-    inner = functional(
-        "model1",
-        [
-            entry("input_1", 8, 8, 3),
-            conv("conv", ["input_1"]),
-            norm("norm", ["conv"]),
-            layer(
-                "DepthwiseConv2D",
-                "deep",
-                ["norm"],
-                kernel_size=[3, 3],
-                padding="same",
-                groups=1,
-                filters=None,
-            ),
-        ],
-        ["input_1"],
-        ["deep"],
-    )
-    first = sequential(
-        "sequential_1", entry("model1_input", 8, 8, 3), inner, layer("GlobalAveragePooling2D", "g")
-    )
-    second = sequential(
-        "sequential_3",
-        entry("d1_input", 4),
-        dense("d1", units=6, batch_input_shape=[None, 4]),
-        dense("d2", use_bias=False),
-    )
-    spec = sequential("sequential_4", entry("sequential_1_input", 8, 8, 3), first, second)
-    # Statistics stand after all that learns.
-    (gamma, beta, mean, variance), (k, b), (dk, db) = (ARRAYS[n] for n in ("norm", "conv", "deep"))
-    base = named(
-        ("conv", "kernel", k),
-        ("conv", "bias", b),
-        ("norm", "gamma", gamma),
-        ("norm", "beta", beta),
-        ("deep", "depthwise_kernel", dk),
-        ("deep", "bias", db),
-        ("norm", "moving_mean", mean),
-        ("norm", "moving_variance", variance),
-    )
-    head = named(
-        ("d1", "kernel", ARRAYS["d1"][0]), ("d1", "bias", ARRAYS["d1"][1]),
-        ("d2", "kernel", ARRAYS["d2"][0]),
-    )  # fmt: skip
-    return spec, {"sequential_1": base, "sequential_3": head}
-
-
-def reference():
-    """The same made by hand in Keras 3."""
-    x = inputs = keras.Input((8, 8, 3))
-    made = {
-        "conv": layers.Conv2D(4, 3, padding="same"),
-        "norm": layers.BatchNormalization(),
-        "deep": layers.DepthwiseConv2D(3, padding="same"),
-        "g": layers.GlobalAveragePooling2D(),
-        "d1": layers.Dense(6),
-        "d2": layers.Dense(3, use_bias=False),
-    }
-    for name, item in made.items():
-        x = item(x)
-        if name in ARRAYS:
-            item.set_weights(ARRAYS[name])
-    return keras.Model(inputs, x)
 
 
 X = np.random.default_rng(1).uniform(-1, 1, (3, 8, 8, 3)).astype("float32")
@@ -217,15 +60,16 @@ def test_what_was_loaded_is_saved_again_for_keras_alone(tmp_path):
     same(again(X, training=False), model(X, training=False), atol=1e-6)
 
 
-def test_weights_of_a_nested_model_go_where_their_names_say(tmp_path):
-    """A frozen layer's weights stand last in the file, and may have any other's shape."""
+@pytest.mark.parametrize("frozen_last", [True, False])
+def test_weights_of_a_nested_model_go_where_their_names_say(tmp_path, frozen_last):
+    """A frozen layer's weights stand last in most files, and may have any other's shape."""
     one, two = conv("one", ["i"], trainable=False), conv("two", ["one"])
     inner = functional("inner", [entry("i", 8, 8, 4), one, two], ["i"], ["two"], [["j"]])
     spec = functional("outer", [entry("j", 8, 8, 4), inner], ["j"], [["inner", 1, 0]])
     k1, b1, k2, b2 = draw(3, 3, 4, 4, seed=1), draw(4, seed=2), draw(3, 3, 4, 4, seed=3), draw(4)
-    weights = named(
-        ("two", "kernel", k2), ("two", "bias", b2), ("one", "kernel", k1), ("one", "bias", b1)
-    )
+    frozen = [("one", "kernel", k1), ("one", "bias", b1)]
+    learning = [("two", "kernel", k2), ("two", "bias", b2)]
+    weights = named(*(learning + frozen if frozen_last else frozen + learning))
     model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
     found = {u.path: value(u.variable) for u in ftk.graph.opened(model).units}
     np.testing.assert_array_equal(found["inner/one/kernel"], k1)
@@ -332,6 +176,27 @@ def test_gates_and_activations_that_were_other_functions(tmp_path):
         z, reset = hard(a[:, :2] + h @ r[:, :2]), hard(a[:, 2:4] + h @ r[:, 2:4])
         h = z * h + (1 - z) * np.tanh(a[:, 4:] + (reset * h) @ r[:, 4:])
     same(model(x), hard(h @ d + db), atol=1e-5)
+
+
+def test_gates_of_an_lstm(tmp_path):
+    """Three of its four parts are gates: input, forget and output, and not the candidate."""
+    spec = sequential(
+        "s",
+        layer(
+            "LSTM", "lstm", units=2, activation="tanh", recurrent_activation="hard_sigmoid",
+            batch_input_shape=[None, 4, 3],
+        ),
+    )  # fmt: skip
+    k, r, b = draw(3, 8, seed=1, scale=2), draw(2, 8, seed=2, scale=2), draw(8, seed=3)
+    weights = {"lstm": {"lstm/kernel:0": k, "lstm/recurrent_kernel:0": r, "lstm/bias:0": b}}
+    model = files.load_model(write(tmp_path / "m.h5", spec, weights, version="2.2.4"))
+    x = draw(5, 4, 3, seed=6, scale=1)
+    h = c = np.zeros((5, 2))
+    for t in range(4):
+        i, f, candidate, o = np.split(x[:, t] @ k + h @ r + b, 4, axis=1)
+        c = hard(f) * c + hard(i) * np.tanh(candidate)
+        h = hard(o) * np.tanh(c)
+    same(model(x), h, atol=1e-5)
 
 
 def test_a_model_in_time_distributed_and_initial_states(tmp_path):
@@ -535,27 +400,20 @@ def test_damaged_configs_give_a_model_or_one_line(tmp_path, seed):
     assert not [text for text in refused if "\n" in text or len(text) > 600]
 
 
-def read_from_a_file():
-    with tempfile.TemporaryDirectory() as folder:
-        base = backbone(write(Path(folder) / "keras_model.h5", *teachable()), cut_at="g")
-    whole = reference()
-    pooled = keras.Model(whole.inputs, whole.layers[-3].output)
-    return base, lambda x: value(pooled(np.array(x), training=False))
+def test_a_normalization_computes_with_what_it_adapted_to(tmp_path):
+    item = layer("Normalization", "n", axis=[-1], batch_input_shape=[None, 3])
+    mean, variance = draw(3, seed=1), np.abs(draw(3, seed=2)) + 1
+    arrays = named(("n", "mean", mean), ("n", "variance", variance), ("n", "count", np.array(5)))
+    model = files.load_model(write(tmp_path / "m.h5", sequential("s", item), {"n": arrays}))
+    x = draw(4, 3, seed=3)
+    same(model(x), (x - mean) / np.sqrt(variance), atol=1e-5)
 
 
-KERAS_2 = Network("a file of Keras 2", "your own", read_from_a_file)
-QUICK = (*contracts.CHEAP, "freeze", "file", "load")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
-        for n in contracts.CONTRACTS
-        if n != "remat"  # for transformers
-    ],
-)
-def test_what_is_read_keeps_the_contracts(name):
-    found, why = contracts.run(name, contracts.trial(KERAS_2))
-    # Refused: taps of pooled features, and a stem that does not stride.
-    assert found == "yes" or (name in ("taps", "small stem") and found in ("no", "")), why
+def test_a_nested_model_that_was_frozen_is(tmp_path):
+    inner = functional("inner", [entry("i", 8, 8, 4), conv("one", ["i"])], ["i"], ["one"], [["j"]])
+    inner["config"]["trainable"] = False
+    spec = functional("outer", [entry("j", 8, 8, 4), inner], ["j"], [["inner", 1, 0]])
+    weights = named(("one", "kernel", draw(3, 3, 4, 4)), ("one", "bias", draw(4)))
+    model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
+    assert not model.get_layer("inner").trainable
+    assert not model.trainable_variables

@@ -1,6 +1,7 @@
 """PyTorch's weights in a network of one's own: by a table of names, all of them or none."""
 
 import re
+import warnings
 from pathlib import Path
 
 import keras
@@ -257,6 +258,38 @@ def test_a_function_that_fails_is_named():
         WeightsError, ftk.load_torch, model, state, {**TINY, "classes": ("head", halved)}
     )
     assert "'head.weight' of shape (2, 2) makes the function of its row fail" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ({"a": 5}, "names= gave 5 for 'a'"),
+        ({"a": b"fc"}, "names= gave b'fc' for 'a'"),
+        ({"a": ["fc"]}, r"names= gave ['fc'] for 'a'"),
+        ({"a": ("fc",)}, r"a pair in names= is (name, function of an array); given ('fc',)"),
+        ({"a": ("fc", 3)}, "given ('fc', 3)"),
+        (lambda path: 5, "names= gave 5"),
+    ],
+)
+def test_rows_that_are_no_names(names, says):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a")])
+    state = {"fc.weight": np.ones((2, 2)), "fc.bias": np.ones(2)}
+    assert says in message(TypeError, ftk.load_torch, model, state, names)
+
+
+def test_a_deeper_network_is_noticed():
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a")])
+    one = {"fc.0.weight": np.ones((2, 2)), "fc.0.bias": np.ones(2), "out.1.weight": np.ones(1)}
+    state = one | {"fc.1.weight": np.ones((2, 2)), "fc.1.bias": np.ones(2)}
+    state = {f"module.{k}": v for k, v in state.items()}
+    with pytest.warns(UserWarning, match=r"has 2 tensors of layers like .*'fc\.1\.bias'") as caught:
+        record = ftk.load_torch(model, state, {"a": "fc.0"})
+    assert [w.filename for w in caught if "tensors of layers" in str(w.message)] == [__file__]
+    assert len(record.skipped) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        record = ftk.load_torch(model, one, {"a": "fc.0"})
+    assert record.skipped == ("out.1.weight",)
 
 
 def test_what_load_torch_takes():

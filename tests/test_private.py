@@ -170,6 +170,24 @@ def test_families_that_keras_hub_converts():
     assert {"resnet", "efficientnet"} <= set(_private.converted_families("timm"))
 
 
+def test_tensors_read_are_those_that_a_converter_takes(tmp_path):
+    pytest.importorskip("safetensors")
+    import keras_hub
+    from checkpoints import transformers_bert
+
+    transformers_bert(tmp_path)
+    with _private.tensors_read() as (read, there):
+        keras_hub.models.BertBackbone.from_preset(str(tmp_path), load_weights=False)
+    assert not read
+    with _private.tensors_read() as (read, there):
+        keras_hub.models.BertBackbone.from_preset(str(tmp_path))
+    assert there
+    assert there <= read  # it also tries names that older files have
+    before = set(read)
+    keras_hub.models.BertBackbone.from_preset(str(tmp_path))
+    assert read == before
+
+
 def test_layer_scale_is_written_and_read_by_its_module():
     """ConvNeXt's layer has no public name, and Keras' own files name its module."""
     layer = keras.saving.deserialize_keras_object(

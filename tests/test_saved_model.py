@@ -8,13 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
-import contracts
 import keras
 import numpy as np
 import pytest
 import saved_models
 from conftest import moved, same, snapshot, value
-from networks import Network
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
@@ -599,7 +597,7 @@ def test_folders_that_are_no_savedmodel(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ftk.WeightsError, match=r"is empty; expected .* SavedModel"):
         ftk.backbone(tmp_path / "empty")
-    with pytest.raises(ftk.WeightsError, match=r"such as its 'conv_net'"):
+    with pytest.raises(ftk.WeightsError, match=r"name a folder in it, as '.*conv_net'"):
         ftk.backbone(folder("conv_net").parent)
     (tmp_path / "torn").mkdir()
     whole = (folder("conv_net") / "saved_model.pb").read_bytes()
@@ -644,6 +642,38 @@ def test_nothing_to_call(tmp_path):
     tf.saved_model.save(module, str(tmp_path / "none"))
     with pytest.raises(ftk.WeightsError, match="nothing to call"):
         ftk.backbone(tmp_path / "none")
+
+
+def test_a_part_of_a_savedmodel_is_not_the_whole(tmp_path):
+    (tmp_path / "variables").mkdir()
+    for name in ("saved_model.pb", "variables/variables.index"):
+        (tmp_path / name).touch()
+        with pytest.raises(ftk.WeightsError, match="a part of a SavedModel: give its folder") as e:
+            ftk.backbone(tmp_path / name)
+        assert str(e.value).endswith(f"{str(tmp_path)!r}")
+    with pytest.raises(ftk.WeightsError, match=f"a SavedModel: give {str(tmp_path)!r}"):
+        ftk.backbone(tmp_path / "variables")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    with pytest.raises(ftk.WeightsError, match=r"two models, saved_model.pb and model.safetensors"):
+        ftk.backbone(tmp_path)
+
+
+@tensorflow
+@pytest.mark.parametrize("torn", ["variables", "data", "index", "saved_model.pb", "empty"])
+def test_a_savedmodel_that_is_not_whole(folder, tmp_path, torn):
+    shutil.copytree(folder("conv_net"), tmp_path / "torn")
+    inside = tmp_path / "torn" / "variables"
+    if torn == "variables":
+        shutil.rmtree(inside)
+    elif torn == "empty":
+        (tmp_path / "torn" / "saved_model.pb").write_bytes(b"")
+    else:
+        path = next((tmp_path / "torn").rglob(f"*{torn}*"))
+        path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(ftk.WeightsError, match=r"torn' is not whole \(.*\): fetch or copy it") as e:
+        ftk.backbone(tmp_path / "torn")
+    assert "\n" not in str(e.value)
 
 
 @tensorflow
@@ -762,39 +792,6 @@ model.fit(x, y, verbose=0)
 assert len(moved(before, model)) == len(before) == 27
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
-
-
-# The contracts of all backbones
-
-
-@pytest.fixture(scope="module")
-def trial(folder):
-    theirs = foreign(folder("conv_net"))
-
-    def make():
-        base = ftk.backbone(folder("conv_net"), input_shape=(8, 8, 3))
-        return base, lambda x: value(theirs(x, training=False))
-
-    return contracts.Trial(Network("conv_net", "a SavedModel", make))
-
-
-@tensorflow
-@pytest.mark.parametrize(
-    ("name", "state"),
-    [
-        ("features", "yes"),
-        ("blocks", "yes"),
-        ("freeze", "yes"),
-        ("thaw", "yes"),
-        ("copy", "yes"),
-        ("bfloat16", "no"),
-        ("small stem", "no"),
-        ("one channel", "no"),
-    ],
-)
-def test_the_contracts_of_backbones(trial, name, state):
-    found, why = contracts.run(name, trial)
-    assert found == state, why
 
 
 # Scopes, without TensorFlow

@@ -3,17 +3,18 @@
 import os
 import pickle
 import re
+import shutil
 import sys
+import warnings
 
-import contracts
 import keras
 import numpy as np
 import pytest
 from conftest import moved, same, snapshot, value
-from networks import Network
 
 import finetune_keras as ftk
 from finetune_keras import WeightsError, heads, select
+from finetune_keras.backbones.torch_weights.adapt import adapted
 
 layers = keras.layers
 
@@ -156,6 +157,18 @@ def test_checkpoints_as_training_scripts_save_them(small, tmp_path, wrap):
 
 
 @SLOW
+def test_statistics_move_as_those_of_torch():
+    inputs = keras.Input((2, 2, 3))
+    norm = layers.BatchNormalization(momentum=0.99, epsilon=1e-3, name="norm")
+    network = adapted(keras.Model(inputs, norm(inputs)))
+    x = np.random.default_rng(0).normal(2.0, 3.0, (4, 2, 2, 3)).astype("float32")
+    found = network(x, training=True)
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    same(found, (x - mean) / np.sqrt(variance + 1e-5), atol=1e-5)
+    same(network.get_layer("norm").moving_mean, 0.1 * mean, atol=1e-5)
+    same(network.get_layer("norm").moving_variance, 0.9 + 0.1 * variance, atol=1e-5)
+
+
 def test_names_of_old_densenets(nets):
     net = made(nets, "densenet121")
     old = {}
@@ -268,27 +281,6 @@ def test_names_of_other_libraries(nets, name, library):
     assert far(base.model(x, training=False), nets.features(net, x, *IMAGENET)) < 1e-4
 
 
-@pytest.mark.parametrize("name", [pytest.param("resnet18", marks=HERE)])
-def test_the_backbone_passes_the_contracts(nets, name):
-    net = made(nets, name)
-
-    def make():
-        # Channels scaled alike, so that a grey image may give what it gives as RGB.
-        base = ftk.backbone(
-            name,
-            weights=net.state_dict(),
-            input_shape=(32, 32, 3),
-            preprocessing=layers.Rescaling(1 / 127.5, -1),
-        )
-        return base, lambda x: nets.features(net, x, *HALVES)
-
-    trial = contracts.Trial(Network(name, "torch", make, top=255.0))
-    results = {name: contracts.run(name, trial) for name in contracts.CONTRACTS}
-    nothing = {"remat": ("", "")}  # no transformer
-    yes = dict.fromkeys(contracts.CONTRACTS, ("yes", ""))
-    assert results == yes | nothing
-
-
 def test_the_rate_suits_what_learns_and_it_learns(small):
     base = ftk.backbone("vgg11", weights=small[0].state_dict(), input_shape=(64, 64, 3))
     opened = ftk.build(base, heads.Classification(2))
@@ -319,6 +311,33 @@ def test_a_pickle_that_runs_code_does_not(tmp_path):
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"conv1.weight": Bomb()}))
     message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "bomb.pth")
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+def test_an_archive_around_a_file_is_to_be_unpacked(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "in").mkdir()
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "in" / "mine.pth")
+    packed = shutil.make_archive(str(tmp_path / "mine"), kind, tmp_path / "in")
+    path = tmp_path / "packed.pth"
+    shutil.copy(packed, path)
+    for call in (
+        lambda: ftk.backbone("resnet18", weights=path),
+        lambda: ftk.backbone("resnet50", weights=packed),
+        lambda: ftk.backbone(packed),
+    ):
+        said = message(WeightsError, call)
+        assert "is an archive, with" in said
+        assert "unpack it" in said
+
+
+def test_torchscript_is_refused_in_one_line(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        said = message(WeightsError, ftk.backbone, "resnet18", weights=tmp_path / "script.pt")
+    assert "is TorchScript" in said
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])

@@ -131,6 +131,7 @@ def backbone(
         44 loaded, 1 adapted ('stem_conv/kernel')
     """
     policy = None if dtype is None else precision.checked(dtype)
+    named.checked(source)
     preset = _preset(source, weights)
     if preset is not None:
         shape = pretrained_shape(preset, weights, input_shape, in_channels)
@@ -158,7 +159,7 @@ def backbone(
     elif files.looks_like_file(source):
         path = files.existing(source)
         _refuse("a file", weights=weights, input_shape=input_shape, options=options)
-        made = Backbone(files.load_model(path), (), path.name)
+        made = Backbone(models.any_batch(files.load_model(path)), (), path.name)
     elif isinstance(source, str):
         shape = pretrained_shape(source, weights, input_shape, in_channels)
         made = named.load(source, weights, shape, options)

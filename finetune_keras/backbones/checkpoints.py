@@ -7,12 +7,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
+
+import keras
 
 from finetune_keras import _optional, _private
 from finetune_keras._errors import WeightsError, nearest, sentence
+from finetune_keras.backbones import files, whole
+from finetune_keras.backbones.saved_files import holds
 
-__all__ = ["is_handle", "located", "reworded"]
+__all__ = ["is_handle", "left_over", "located", "reworded"]
 
 _HANDLE = re.compile(r"(hf|kaggle|modelscope)://.+")
 _FORMATS = (
@@ -59,11 +64,9 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
     have = sorted(p.name for p in folder.iterdir())
     listed = f"has {', '.join(have[:6])}{', ...' if len(have) > 6 else ''}" if have else "is empty"
     if "config.json" not in have:
-        file = next((n for n in have if n.endswith((".keras", ".h5"))), None)
-        inside = sorted(p.parent.name for p in folder.glob("*/saved_model.pb"))
-        meant = f"; or name the file, as {os.path.join(shown, file)!r}" if file else ""
-        meant = f"; or name a folder in it, such as its {inside[0]!r}" if inside else meant
-        raise WeightsError(f"the folder {shown!r} {listed}; {_FORMATS}{meant}")
+        raise WeightsError(
+            f"the folder {shown!r} {listed}; {_FORMATS}{_meant(folder, shown, have)}"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -98,6 +101,22 @@ def _check(folder: Path, shown: str, weights: bool) -> None:
         raise WeightsError(f"the folder {shown!r} has no {whole}; it {listed}{how}")
 
 
+def _meant(folder: Path, shown: str, have: list[str]) -> str:
+    """The end of a sentence: what in a folder may have been meant."""
+    inside = sorted(p.parent.name for p in folder.glob("*/saved_model.pb"))
+    models = [n for n in have if n.endswith((".keras", ".h5"))]
+    torch = [n for n in have if n.endswith((".pth", ".pt", ".th", ".safetensors"))]
+    paths = [repr(os.path.join(shown, n)) for n in inside or models or torch][:3]
+    if not paths and folder.name == "variables" and holds(folder.parent):
+        return f"; it is a part of a SavedModel: give {str(Path(shown).parent)!r}"
+    if not paths:
+        return ""
+    if inside or models:
+        what = "a folder in it" if inside else "the file"
+        return f"; or name {what}, as {' or '.join(paths)}"
+    return f"; or name the network too, as in backbone('resnet50', weights={paths[0]})"
+
+
 def _check_shards(index: Path, shown: str) -> None:
     """All files that an index names are in its folder."""
     try:
@@ -112,6 +131,50 @@ def _check_shards(index: Path, shown: str) -> None:
             raise WeightsError(f"the folder {shown!r} has no {name}, which its {index.name} names")
 
 
+def left_over(
+    shown: str, where: str, network: keras.Model, read: set[str], there: set[str]
+) -> tuple[str, ...]:
+    """The names in the files of weights that the network takes none of; counters come last.
+
+    Args:
+        shown: the preset as the user gave it.
+        where: the same as KerasHub takes it.
+        network: with its weights.
+        read: the tensors that KerasHub took out of safetensors.
+        there: all that there are.
+
+    Raises:
+        WeightsError: if among them are layers of the kind of those that were used.
+    """
+    if not there:
+        read, there = _arrays(Path(where), network)
+    unused = sorted(there - read)
+    more = whole.deeper(unused, there & read)
+    if more:
+        raise WeightsError(
+            f"the weights of {shown!r} are of a deeper network than its config.json says: "
+            f"{len(more)} of {len(there)} have no place, the first of them {more[0]!r}; for fewer "
+            "layers leave config.json as it was, and pass cut_at="
+        )
+    return tuple(sorted(unused, key=lambda n: n.endswith("num_batches_tracked")))
+
+
+def _arrays(folder: Path, network: keras.Model) -> tuple[set[str], set[str]]:
+    """The same of a preset of KerasHub in a folder: by its own names in the file."""
+    if not folder.is_dir():
+        return set(), set()
+    one = folder / "model.weights.h5"
+    parts = [one] if one.is_file() else folder.glob("model_*.weights.h5")
+    there = {n for part in parts for n in files.arrays(part)}
+    if len(there) == len(network.weights):
+        return there, there
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "own.weights.h5"
+        network.save_weights(path)
+        own = set(files.arrays(path))
+    return (own, there) if own & there else (there, there)  # or an older layout
+
+
 def reworded(shown: str, where: str, error: Exception) -> Exception:
     """What KerasHub raised, as one line of ours."""
     text = sentence(error)
@@ -123,6 +186,16 @@ def reworded(shown: str, where: str, error: Exception) -> Exception:
             f"KerasHub has no converter for {kind!r} of {_LIBRARIES[library]} in {shown!r}; "
             f"{nearest(kind, known)}"
         )
+    other = "the weights of {} are of another network than its config.json says: {}"
+    if "objects could not be loaded" in text:
+        number = re.search(r"total of (\d+) objects", text)[1]
+        return WeightsError(other.format(repr(shown), f"{number} of its layers do not find theirs"))
+    missing = re.search(r"does not contain tensor (\S+)", text)
+    if missing:
+        return WeightsError(other.format(repr(shown), f"there is no {missing[1]!r}"))
+    shapes = files.mismatch(error)
+    if shapes != text:
+        return WeightsError(other.format(repr(shown), shapes))
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown:
         return TypeError(f"{shown!r} takes no {unknown[1]}=")

@@ -5,24 +5,38 @@ from __future__ import annotations
 import io
 import os
 import re
+import tarfile
 import zipfile
 from pathlib import Path
 
 import keras
 
 from finetune_keras._errors import WeightsError, nearest, sentence
-from finetune_keras.backbones import legacy
+from finetune_keras.backbones import legacy, whole
 
-__all__ = ["kind", "load_into", "load_model", "looks_like_file"]
+__all__ = [
+    "arrays",
+    "kind",
+    "load_into",
+    "load_model",
+    "looks_like_file",
+    "mismatch",
+    "refuse_archive",
+]
 
 _SUFFIXES = (".keras", ".h5", ".hdf5")
+_OTHERS = (".pb", ".zip", ".tar", ".tgz", ".gz")  # no model by themselves, and no name of one
+# Arrays that are no weights; the last is a random layer's in Keras 2.
+_STATE = re.compile(r"^(optimizer|_optim)|seed_generator|random_generator|StateVar")
 
 
 def looks_like_file(source: object) -> bool:
     """Whether a source is meant as a file: a path, by its type or its ending."""
     if isinstance(source, os.PathLike):
         return True
-    return isinstance(source, str) and (source.lower().endswith(_SUFFIXES) or os.sep in source)
+    return isinstance(source, str) and (
+        source.lower().endswith(_SUFFIXES + _OTHERS) or os.sep in source
+    )
 
 
 def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
@@ -37,6 +51,8 @@ def existing(path: str | os.PathLike, suffixes: tuple[str, ...] = _SUFFIXES) -> 
     if not path.parent.is_dir():
         named = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and path.suffix not in suffixes
         hint = f" (at Hugging Face? 'hf://{path}')" if named else ""
+        hub = re.match(r"(tfhub\.dev|(www\.)?kaggle\.com)/", path.as_posix())
+        hint = f" (at TF Hub or Kaggle? 'https://{path.as_posix()}')" if hub else hint
         raise WeightsError(f"no file {str(path)!r}: there is no folder {str(path.parent)!r}{hint}")
     have = sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(suffixes))
     raise WeightsError(f"no file {path.name!r} in {str(path.parent)!r}; {nearest(path.name, have)}")
@@ -49,6 +65,11 @@ def kind(path: Path) -> str:
         WeightsError: if the file is neither a ``.keras`` archive nor HDF5.
     """
     why = "is it whole?"
+    if path.name == "saved_model.pb" or path.parent.name == "variables":
+        folder = path.parent if path.name == "saved_model.pb" else path.parent.parent
+        raise WeightsError(
+            f"{str(path)!r} is a part of a SavedModel: give its folder, {str(folder)!r}"
+        )
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -60,9 +81,28 @@ def kind(path: Path) -> str:
                 return "model" if "model_config" in file.attrs else "weights"
     except (OSError, zipfile.BadZipFile) as e:
         why = sentence(e)
+    refuse_archive(path)
     raise WeightsError(
         f"{str(path)!r} is neither a .keras archive nor an HDF5 file of Keras ({why})"
     )
+
+
+def refuse_archive(path: Path) -> None:
+    """Raises `WeightsError` if a file is an archive around others."""
+    inside = ""
+    if tarfile.is_tarfile(path):  # first: one with a zip in it looks like a zip
+        with tarfile.open(path) as archive:
+            inside = archive.next().name
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        own = any(n.rpartition("/")[2] in ("data.pkl", "metadata.json") for n in names)
+        inside = "" if own or not names else names[0]
+    if inside:
+        raise WeightsError(
+            f"{str(path)!r} is an archive, with {inside!r} in it: unpack it, and give the path of "
+            "what is inside"
+        )
 
 
 def load_model(path: str | os.PathLike) -> keras.Model:
@@ -75,12 +115,15 @@ def load_model(path: str | os.PathLike) -> keras.Model:
         )
     try:
         if legacy.is_legacy(path):
-            return legacy.load(path)
-        return keras.models.load_model(path, compile=False)
+            model = legacy.load(path)
+        else:
+            model = keras.models.load_model(path, compile=False)
     except WeightsError as e:
         raise WeightsError(f"{str(path)!r} cannot be loaded: {e}") from e
     except Exception as e:  # Keras raises many kinds here; the file and its reason matter
         raise WeightsError(f"Keras cannot load the model {str(path)!r}: {sentence(e)}") from e
+    whole.finite(model, str(path))
+    return model
 
 
 def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str = "") -> None:
@@ -93,12 +136,12 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
         hint: what to do if the file holds a classifier's kernel and bias besides.
 
     Raises:
-        WeightsError: if shapes or the number of weights differ.
+        WeightsError: if shapes or the number of weights differ, or a weight is not finite.
     """
     path = existing(path)
     kind(path)
     try:
-        have, want = _count(path), len(model.weights)
+        have, want = len(arrays(path)), len(model.weights)
     except OSError as e:
         raise WeightsError(f"{str(path)!r} cannot be read: {sentence(e)}") from e
     if have != want:
@@ -109,11 +152,14 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
     try:
         model.load_weights(path)
     except Exception as e:
-        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {_mismatch(e)}") from e
+        raise WeightsError(f"{str(path)!r} does not fit {name!r}: {mismatch(e)}") from e
+    whole.finite(model, str(path))
 
 
-def _count(path: Path) -> int:
-    """Number of weight arrays in the file."""
+def arrays(path: Path) -> list[str]:
+    """The names of the weights in a file of Keras, without what is of the optimizer or of random
+    generators.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             data: object = io.BytesIO(archive.read("model.weights.h5"))
@@ -122,14 +168,14 @@ def _count(path: Path) -> int:
     h5py = _h5py()
     with h5py.File(data, "r") as file:
         group = file.get("model_weights", file)
-        arrays: list[str] = []
+        found: list[str] = []
 
         def note(where, item):
-            if isinstance(item, h5py.Dataset) and not where.startswith(("optimizer", "_optim")):
-                arrays.append(where)
+            if isinstance(item, h5py.Dataset) and not _STATE.search(where):
+                found.append(where)
 
         group.visititems(note)
-        return len(arrays)
+        return found
 
 
 def _h5py():
@@ -138,8 +184,8 @@ def _h5py():
     return h5py
 
 
-def _mismatch(error: BaseException) -> str:
-    """The first two shapes that differ, where Keras names them."""
+def mismatch(error: BaseException) -> str:
+    """The first two shapes that differ, where Keras names them; otherwise what it says."""
     text = str(error)
     shape = r"(?:torch\.Size\()?[(\[]([^)\]]*)[)\]]"  # PyTorch writes torch.Size([3, 3])
     found = re.search(rf"variable\.shape={shape}.*?value\.shape={shape}", text, re.DOTALL)

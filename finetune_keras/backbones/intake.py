@@ -100,6 +100,7 @@ def intake(
     *,
     sequence_length: int | None = None,
     limit: int | None = None,
+    words: int | None = None,
 ) -> Intake:
     """The preset's own preprocessing for a network, or for a model that is built on it.
 
@@ -109,6 +110,7 @@ def intake(
         network: the one that takes what comes out.
         sequence_length: of tokens; by default what the preset says.
         limit: of the network, in tokens.
+        words: how many tokens the network has a vector for.
 
     Raises:
         WeightsError: if ``sequence_length`` is given and there is no tokenizer.
@@ -117,7 +119,7 @@ def intake(
     """
     inputs = network.inputs
     if reads_text(inputs):
-        return _text(where, shown, inputs, sequence_length, limit)
+        return _text(where, shown, inputs, sequence_length, limit, words)
     if sequence_length is not None:
         raise TypeError(f"{shown!r} takes no sequence_length=: its inputs are not tokens")
     if len(inputs) == 1 and len(inputs[0].shape) == 4:
@@ -190,7 +192,7 @@ def _of_transformers(where: str) -> Any:
     )
 
 
-def _text(where, shown, inputs, sequence_length, limit) -> Intake:
+def _text(where, shown, inputs, sequence_length, limit, words) -> Intake:
     if sequence_length is not None:
         whole = isinstance(sequence_length, int) and not isinstance(sequence_length, bool)
         if not whole or sequence_length < 1 or (limit and sequence_length > limit):
@@ -209,6 +211,13 @@ def _text(where, shown, inputs, sequence_length, limit) -> Intake:
     if made is None:
         return _nothing(
             f"KerasHub has no preprocessor of strings alone for {shown!r}: .preprocessor is None"
+        )
+    known = made.tokenizer.vocabulary_size()
+    if words is not None and known > words:
+        warnings.warn(
+            f"the tokenizer of {shown!r} knows {known} tokens and the network {words}: from number "
+            f"{words} on they have no vector; is the vocabulary another network's?",
+            stacklevel=5,
         )
     return Intake((), made, f"sequence_length={length}")
 

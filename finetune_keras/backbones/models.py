@@ -9,7 +9,32 @@ import keras
 
 from finetune_keras import graph, parts, tape
 
-__all__ = ["cut", "without_classifier", "without_head"]
+__all__ = ["any_batch", "cut", "without_classifier", "without_head"]
+
+
+def any_batch(model: keras.Model) -> keras.Model:
+    """The model for batches of any size, on shared layers, where it was built for one size; as it
+    is if its graph depends on that size, as of stateful layers.
+
+    Examples:
+        >>> fixed = keras.Sequential([keras.Input(batch_shape=(1, 4)), keras.layers.Dense(2)])
+        >>> any_batch(fixed).input_shape
+        (None, 4)
+    """
+    if not graph.is_functional(model) or all(t.shape[0] is None for t in model.inputs):
+        return model
+    if any(getattr(layer, "stateful", False) for _, layer in graph.opened(model).layers):
+        return model
+
+    def free(t: keras.KerasTensor) -> keras.KerasTensor:
+        return keras.Input(batch_shape=(None, *t.shape[1:]), dtype=t.dtype, name=t.name)
+
+    inputs = keras.tree.map_structure(free, graph.ends(model)[0])
+    try:
+        made = keras.models.clone_model(model, inputs, clone_function=lambda layer: layer)
+    except Exception:  # of a layer that was made for one size, of many kinds
+        return model
+    return made if all(t.shape[0] is None for t in made.outputs) else model
 
 
 def cut(model: keras.Model, name: str) -> tuple[keras.Model, tuple[str, ...]]:

@@ -32,6 +32,12 @@ def require_tensorflow() -> None:
         )
 
 
+# What TensorFlow says of files that are missing, empty or cut off.
+_TORN = re.compile(
+    r"any matching files|No such file|less bytes|sstable|[Cc]hecksum|corrupt|there are 0 MetaGraphs"
+)
+
+
 class Module:
     """A loaded SavedModel.
 
@@ -246,6 +252,12 @@ def _load(folder: Path, into: Mapping[int, Any], values: bool) -> tuple[Any, lis
             return tf.saved_model.load(str(folder), tags=tags, options=options), made
     except Exception as e:  # TensorFlow raises many kinds here; the folder and its reason matter
         reason, hint = sentence(e), ""
+        if _TORN.search(reason):
+            reason = "no graph in it" if "0 MetaGraphs" in reason else reason[:150].rstrip(". ")
+            raise WeightsError(
+                f"the SavedModel {str(folder)!r} is not whole ({reason}): fetch or copy it again, "
+                "with all in its folder 'variables'"
+            ) from e
         if "Op type not registered" in str(e):
             hint = " (import tensorflow_text first, which has the operations of many text modules)"
         raise WeightsError(

@@ -5,6 +5,7 @@ weights of PyTorch those of torchvision and timm.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from finetune_keras._errors import WeightsError, nearest
@@ -18,9 +19,41 @@ from finetune_keras.backbones import (
 )
 from finetune_keras.backbones.base import Backbone
 
-__all__ = ["is_known", "load", "without_network"]
+__all__ = ["checked", "is_known", "load", "without_network"]
 
 _LETTERS = "letters_resnet"
+
+# An example of each handle.
+_HANDLES = {
+    "hf": "hf://google-bert/bert-base-uncased",
+    "kaggle": "kaggle://keras/bert/keras/bert_tiny_en_uncased",
+    "modelscope": "modelscope://org/name",
+    "https": "https://tfhub.dev/google/imagenet/resnet_v2_50/feature_vector/5",
+}
+
+
+def checked(source: object) -> None:
+    """Raises `ValueError` for a string that is empty, or begins like a handle and is none.
+
+    Examples:
+        >>> checked("hf://")
+        Traceback (most recent call last):
+        ValueError: 'hf://' names no model; expected one such as 'hf://google-bert/bert-base-uncased'
+    """
+    if not isinstance(source, str):
+        return
+    if not source.strip():
+        raise ValueError(f"backbone takes a name, a path or a handle; given {source!r}")
+    scheme, found, rest = re.fullmatch(r"(?:(\w+)(:/+))?(.*)", source, re.DOTALL).groups()
+    if found is None or (scheme in ("http", "https") and rest):
+        return
+    example = _HANDLES.get(scheme)
+    if example is None:
+        raise ValueError(
+            f"unknown handle {source!r}: there are {', '.join(f'{s}://' for s in _HANDLES)}"
+        )
+    if not rest or found != "://":
+        raise ValueError(f"{source!r} names no model; expected one such as {example!r}")
 
 
 def is_known(source: object) -> bool:

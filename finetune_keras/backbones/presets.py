@@ -14,10 +14,11 @@ from typing import Any
 
 import keras
 
-from finetune_keras import graph, record
+from finetune_keras import _private, graph, record
 from finetune_keras._errors import WeightsError, nearest, sentence
-from finetune_keras.backbones import applications, checkpoints, intake, models
+from finetune_keras.backbones import applications, checkpoints, intake, models, whole
 from finetune_keras.backbones.base import Backbone
+from finetune_keras.backbones.loaded import Edits
 from finetune_keras.backbones.rebuild import computes_in, rebuilt
 from finetune_keras.backbones.saved_files import holds
 
@@ -70,6 +71,10 @@ def load(
         dtype: the name of a Keras policy.
         sequence_length: of tokens.
         **options: for the constructor of the network, such as ``dropout=0.2``.
+
+    Raises:
+        WeightsError: if the files are of something else, or their weights are of another network
+            than their config or not finite.
     """
     import keras_hub
 
@@ -83,15 +88,21 @@ def load(
     if dtype is not None:
         options["dtype"] = dtype
     try:
-        network = keras_hub.models.Backbone.from_preset(
-            where, load_weights=weights is not None, **options
-        )
+        with _private.tensors_read() as (read, there):
+            network = keras_hub.models.Backbone.from_preset(
+                where, load_weights=weights is not None, **options
+            )
     except Exception as e:  # of many kinds; the preset and the reason matter
         raise checkpoints.reworded(shown, where, e) from e
     _check_options(shown, network, options)
+    skipped: tuple[str, ...] = ()
+    if weights is not None:
+        whole.finite(network, shown)
+        skipped = checkpoints.left_over(shown, where, network, read, there)
     if dtype is not None and not computes_in(network, dtype):
         network = rebuilt(network, dtype=dtype)
     limit = getattr(network, "max_sequence_length", None)
+    words = getattr(network, "vocabulary_size", None)
     if input_shape is not None:
         network = _of_shape(network, shown, input_shape)
     dropped: tuple[str, ...] = ()
@@ -100,7 +111,9 @@ def load(
         layers = {x.name for x in network.layers}
         network, dropped = models.cut(network, cut_at)
         dropped = tuple(n for n in dropped if n in layers)  # not the operations between them
-    found = intake.intake(where, shown, network, sequence_length=sequence_length, limit=limit)
+    found = intake.intake(
+        where, shown, network, sequence_length=sequence_length, limit=limit, words=words
+    )
     random = ", weights=None" if weights is None else ""
     more = "".join(f", {k}={v!r}" for k, v in options.items() if k != "dtype")
     note = f", {found.note}" if found.note else ""
@@ -110,6 +123,7 @@ def load(
         f"{shown}{_MARK}{random}{more}{note}",
         dropped,
         pretrained=weights is not None,
+        edits=Edits(skipped=skipped),
         preprocessor=found.preprocessor,
     )
 

@@ -50,6 +50,7 @@ def load(
         WeightsError: if it cannot be fetched, loaded or called, or there is no such output.
         ValueError: on another backend than TensorFlow, or for a shape that does not fit.
     """
+    _alone(source)
     require_tensorflow()
     folder, handle = _folder(source)
     module = Module(folder)
@@ -66,6 +67,17 @@ def load(
     steps = affine([1 / 255.0], [0.0]) if handle and _is_image(inputs) else []
     origin = str(source) if handle else folder.name
     return Backbone(keras.Model(inputs, outputs, name=name), tuple(steps), origin)
+
+
+def _alone(source: str | os.PathLike) -> None:
+    """Raises `WeightsError` if a folder is a preset of KerasHub or a checkpoint besides."""
+    have = {p.name for p in Path(source).expanduser().glob("*")}
+    other = sorted(have & {"model.safetensors", "model.weights.h5"})
+    if other and "config.json" in have:
+        raise WeightsError(
+            f"the folder {str(source)!r} holds two models, saved_model.pb and {other[0]} with its "
+            "config.json: put the one that is meant into a folder of its own"
+        )
 
 
 def _folder(source: str | os.PathLike) -> tuple[Path, bool]:

@@ -111,6 +111,8 @@ def inputs(model: keras.Model, x: Any) -> Iterator[Finding]:
         of = f" {name or own!r}" if len(wanted) > 1 else ""
         if fits((1, *value.shape), shape):
             fix = "batch them: dataset.batch(32), or x[None] for one example"
+        elif fits(tuple(value.shape), (None, *shape[1:])):
+            fix = f"build the model for batches of any size, or give batches of {shape[0]}"
         else:
             fix = "resize or transpose them, or build the model with input_shape="
         yield Finding(

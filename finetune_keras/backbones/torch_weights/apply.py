@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from finetune_keras import graph
 from finetune_keras._errors import SelectionError, WeightsError, nearest, sentence
+from finetune_keras.backbones import whole
 from finetune_keras.backbones.loaded import Loaded
 from finetune_keras.backbones.torch_weights import layout
 from finetune_keras.backbones.torch_weights.names import Names, rows
@@ -49,7 +51,8 @@ def load_torch(
 
     Returns:
         A `Loaded`: paths of the variables that were loaded, and names of the tensors that were not
-        used in ``.skipped``.
+        used in ``.skipped``. A warning says so if among these are layers of a series of which
+        others were used, as of a deeper network.
 
     Raises:
         SelectionError: if a row matches nothing, no row matches a variable, or two variables get
@@ -69,8 +72,18 @@ def load_torch(
             "names= is a dict from Keras paths to names in PyTorch, or a function of a path; "
             f"given {type(names).__name__}"
         )
-    found = match(model, read(weights), names)
+    file = read(weights)
+    found = match(model, file, names)
     found.assign()
+    unused = {n.removeprefix(file.wrapper) for n in found.unused}
+    more = whole.deeper(sorted(unused), file.tensors.keys() - unused)
+    if more:
+        warnings.warn(
+            f"{file.name} has {len(more)} tensors of layers like those of {model.name!r} that it "
+            f"has no place for, the first of them {more[0]!r}: is it of a deeper network? "
+            "(.skipped has all that is left over)",
+            stacklevel=2,
+        )
     return found.loaded()
 
 

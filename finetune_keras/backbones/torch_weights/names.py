@@ -83,8 +83,11 @@ def _compiled(pattern: str) -> re.Pattern:
 def _row(row: Row, found: re.Match | None = None, kind: str = "") -> tuple | None:
     if row is None:
         return None
-    name, change = row if isinstance(row, tuple) else (row, None)
-    if found is not None:
+    pair = isinstance(row, tuple) and len(row) == 2 and (row[1] is None or callable(row[1]))
+    if isinstance(row, tuple) and not pair:
+        raise TypeError(f"a pair in names= is (name, function of an array); given {row!r}")
+    name, change = row if pair else (row, None)
+    if found is not None and (callable(name) or isinstance(name, str)):
         try:
             name = name(found) if callable(name) else found.expand(name)
         except (re.error, IndexError) as e:
@@ -92,5 +95,6 @@ def _row(row: Row, found: re.Match | None = None, kind: str = "") -> tuple | Non
                 f"the name {name!r} for {found.re.pattern!r} cannot be made: {e}"
             ) from e
     if not isinstance(name, str):
-        raise TypeError(f"a name in PyTorch is a string; names= gave {name!r}")
+        of = f" for {found.re.pattern!r}" if found is not None else ""
+        raise TypeError(f"a name in PyTorch is a string; names= gave {name!r}{of}")
     return name + kind, change

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def read(source: str | os.PathLike | Mapping[str, Any]) -> Checkpoint:
     """
     if isinstance(source, Mapping):
         name, held = "the state dict", source
+    elif not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            "weights of PyTorch are the path of a file or a state dict; given "
+            f"{type(source).__name__}"
+        )
     else:
         path = files.existing(source, SUFFIXES)
         name = path.name
@@ -85,7 +91,9 @@ def read(source: str | os.PathLike | Mapping[str, Any]) -> Checkpoint:
 def _pickled(path: Path) -> Any:
     torch = _optional.require("torch", "torch")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is an error below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch, pickle and zip raise many kinds; the file matters
         said = str(e)
         found = re.search(r"GLOBAL (\S+) was not an allowed global", said)
@@ -95,8 +103,11 @@ def _pickled(path: Path) -> Any:
                 f"{str(path)!r} holds more than tensors (it {what}), and opening that could run "
                 f"code: {_SAVE}"
             ) from None
+        files.refuse_archive(path)
         reason = " ".join(said.split("\n")[0].split())[:150].rstrip(". ")
-        reason = reason if " " in reason else type(e).__name__
+        # PyTorch's advice is to switch ``weights_only`` off.
+        readable = " " in reason and "eights_only" not in reason and "Weights only" not in reason
+        reason = reason if readable else type(e).__name__
         raise WeightsError(
             f"{str(path)!r} is not a whole file of torch.save ({reason}): fetch or save it again"
         ) from e
