@@ -160,16 +160,20 @@ def from_files(
     sound = [i for i, head in enumerate(found) if not head.problem]
     kept, heads = [paths[i] for i in sound], [found[i] for i in sound]
     labels = labels[sound]
-    about = repr((sorted(settings.items()), list(class_names), labels.dtype.str))
-    digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
-    digest.update(formats.fingerprint(kept, heads).encode() + labels.tobytes())
+
+    def fingerprint() -> str:
+        about = repr((sorted(settings.items()), list(class_names), labels.dtype.str))
+        digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
+        digest.update(formats.fingerprint(kept).encode() + labels.tobytes())
+        return digest.hexdigest()
+
     examples = Examples(
         load=pixels.loader(kept, heads, **settings),
         labels=labels,
         class_names=tuple(class_names),
         names=kept,
         fallible=True,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         what="images",
         skipped=[paths[i] for i in broken],
     )
