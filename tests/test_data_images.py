@@ -217,6 +217,18 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert Order(np.arange(9), 3)(1).tolist() != Order(np.arange(9), 3)(2).tolist()
 
 
+def test_check_and_preview_move_no_epoch(animals):
+    ds = ftk.data.images(animals, size=8, batch_size=16)  # a single batch: read to its end
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ds.order.epoch = 3
+    ftk.check(model, ds)
+    ftk.data.preview(ds)
+    assert ds.order.epoch == 3
+
+
 def test_each_epoch_of_fit_has_its_own_order_and_a_second_fit_goes_on():
     ds = numbered(seed=1)
     seen = []
