@@ -413,7 +413,10 @@ def test_what_is_validated_on_is_tried_and_what_is_trained_on_is_not():
 def test_what_could_be_read_before_and_cannot_any_more():
     ds = numbered(shuffle=False)
     ds.bad.assign([6])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="file6 could be read before, and can"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one of 4 examples, from file4 on, c"):
+        rows(ds)
+    ds.bad.assign(range(11))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="none of 11 examples can be"):
         rows(ds)
     shuffled = numbered()
     shuffled.bad.assign(range(11))

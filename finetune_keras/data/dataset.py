@@ -161,12 +161,14 @@ def dataset(plan: Plan) -> Any:
 
     def fail(_: Any) -> Any:
         with tf.control_dependencies([_asked(log.nothing, ())]):
-            return tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), ds.element_spec)
+            return tf.nest.map_structure(_none, ds.element_spec)
 
     changed = bool(plan.transforms) or plan.one_hot
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
     if not examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    if plan.sure:  # TensorFlow makes one step of this and ``map``, if nothing is between them
+        ds = ds.batch(plan.batch_size)
     if examples.fallible:
         ds = ds.ignore_errors()
     # After the last example the same epoch begins again: in place of what could not be read its
@@ -175,7 +177,7 @@ def dataset(plan: Plan) -> Any:
     if examples.fallible and not examples.batched:
         # A repetition without a single example ends, and what follows is read.
         again = again.concatenate(tf.data.Dataset.from_tensors(0).map(fail))
-    ds = again.take(len(rows)).batch(plan.batch_size)
+    ds = again.take(log.batches) if plan.sure else again.take(len(rows)).batch(plan.batch_size)
     if examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
     ds = ds.enumerate()
@@ -215,6 +217,13 @@ def _asked(function: Callable, inputs: Sequence[Any]) -> Any:
     return tf.debugging.Assert(tf.equal(why, ""), [why])
 
 
+def _none(spec: Any) -> Any:
+    """A tensor of a specification, without examples if it is a batch."""
+    import tensorflow as tf
+
+    return tf.zeros([n or 0 for n in spec.shape], spec.dtype)
+
+
 class _Log:
     """What a data set asks and tells of Python: at the start of an epoch, and for each batch.
 
@@ -245,8 +254,9 @@ class _Log:
             before = self._before(int(n), int(readings[0]), epoch)
             if readings[0] != readings[-1] or places[-1] - before != len(places):
                 missed = self._missed(before, places, self.order(epoch))
-                if missed and self.plan.sure:
-                    return f"{missed[0]} could be read before, and cannot be any more"
+                if missed and self.plan.sure:  # what fails takes its batch along
+                    one = f"one of {len(missed)} {self.plan.examples.what}, from {missed[0]} on"
+                    return f"{one}, could be read before, and cannot be any more"
                 new = [name for name in missed if name not in self.plan.skipped]
                 self.plan.skipped.extend(new)
                 self.new.extend(new)
