@@ -88,7 +88,8 @@ class Plan:
     @property
     def sure(self) -> bool:
         """Whether what cannot be read was left out before, so that a later failure is an error."""
-        return self.check and self.examples.fallible and (self.strict or not self.shuffle)
+        one = self.examples.fallible and not self.examples.batched
+        return self.check and one and (self.strict or not self.shuffle)
 
 
 def dataset(plan: Plan) -> Any:
@@ -161,7 +162,9 @@ def dataset(plan: Plan) -> Any:
 
     def fail(_: Any) -> Any:
         with tf.control_dependencies([_asked(log.nothing, ())]):
-            return tf.nest.map_structure(_none, ds.element_spec)
+            return tf.nest.map_structure(
+                lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), ds.element_spec
+            )
 
     changed = bool(plan.transforms) or plan.one_hot
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
@@ -215,13 +218,6 @@ def _asked(function: Callable, inputs: Sequence[Any]) -> Any:
 
     why = tf.numpy_function(function, inputs, tf.string)
     return tf.debugging.Assert(tf.equal(why, ""), [why])
-
-
-def _none(spec: Any) -> Any:
-    """A tensor of a specification, without examples if it is a batch."""
-    import tensorflow as tf
-
-    return tf.zeros([n or 0 for n in spec.shape], spec.dtype)
 
 
 class _Log:
