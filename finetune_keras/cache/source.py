@@ -13,6 +13,7 @@ from finetune_keras import arrays
 from finetune_keras.cache import streams
 from finetune_keras.cache.batch import Batch, batch_digest, convert, differs
 from finetune_keras.cache.sliced import Arrays, split
+from finetune_keras.data.dataset import Plan
 
 __all__ = ["Batch", "Source", "batch_digest", "source", "split"]
 
@@ -195,8 +196,7 @@ class Source:
     def _known(self) -> dict[str, Any] | None:
         """What a data set of ``finetune_keras.data`` says: which examples, however divided."""
         data = getattr(self._reader, "data", None)
-        known = data.fingerprint() if callable(getattr(data, "fingerprint", None)) else None
-        if known is None:
+        if not isinstance(getattr(data, "plan", None), Plan) or (known := data.digest()) is None:
             return None
         rows = len(data.order)
         rows = min(rows, self._steps * data.plan.batch_size) if self._steps else rows

@@ -108,7 +108,7 @@ def dataset(plan: Plan) -> Any:
     |                                  | neither shuffled nor augmented                          |
     | ``in_order(check=True)``         | the same, not shuffled; ``check=False`` does not try    |
     |                                  | all examples first, and skips as an epoch does          |
-    | ``fingerprint()``                | of the files as they are now, or ``None``               |
+    | ``digest()``                     | another one if a file is another one now; or ``None``   |
     | ``plan``                         | what it was made of                                     |
 
     Raises:
@@ -360,7 +360,7 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
     ds.labels, ds.order, ds.skipped, ds.plan = labels, order, plan.skipped, plan
     ds.file_paths = [str(examples.names[i]) for i in rows] if len(examples.names) else None
 
-    def fingerprint() -> str | None:
+    def digest() -> str | None:
         if examples.fingerprint is None or plan.transforms or plan.one_hot:
             return None
         return f"{examples.fingerprint()}:{_hash(rows)}"
@@ -382,7 +382,7 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
         # What is validated on is neither shuffled nor augmented.
         return dataset(first), dataset(dataclasses.replace(second, shuffle=False, transforms=()))
 
-    ds.fingerprint, ds.in_order, ds.split = fingerprint, in_order, split
+    ds.digest, ds.in_order, ds.split = digest, in_order, split
     return ds
 
 
