@@ -72,24 +72,30 @@ def images_round(tmp_path, count, seed):
         ds = ftk.data.images(tmp_path, size=SIZE, batch_size=16, seed=seed)
         folders = [p.split("/")[-2] for p in ds.file_paths]
         assert [ds.class_names[y] for y in ds.labels] == folders
+        epoch = np.concatenate([y.numpy() for _, y in ds])
+        on_the_way = list(ds.skipped)
         ordered = ds.in_order()
         x, y = zip(*((a.numpy(), b.numpy()) for a, b in ordered), strict=True)
     x, y = np.concatenate(x), np.concatenate(y)
-    assert x.shape == (len(ds.labels), SIZE, SIZE, 3)
+    assert x.shape == (len(ordered.labels), SIZE, SIZE, 3)
     assert np.isfinite(x).all()
     assert x.min() >= 0
     assert x.max() <= 255
     # Row by row the label is that of the file that was read, whatever was skipped before it.
-    skipped = set(ordered.skipped)
-    read = [p for p in ds.file_paths if p not in skipped]
-    order = np.resize(np.arange(len(read)), len(x))
-    assert y.tolist() == [ds.class_names.index(read[i].split("/")[-2]) for i in order]
-    certain = [i for i, p in zip(range(len(read)), read, strict=True) if "sound." in p]
+    read = ordered.file_paths
+    assert set(read) == set(ds.file_paths) - set(ordered.skipped)
+    assert y.tolist() == ordered.labels.tolist()
+    assert y.tolist() == [ds.class_names.index(p.split("/")[-2]) for p in read]
+    certain = [i for i, p in enumerate(read) if "sound." in p]
     assert len(certain) == 2 * len(FORMATS)
     for i in certain:
         red, blue = x[i, ..., 0].mean(), x[i, ..., 2].mean()
         assert (red > 200) == (read[i].split("/")[-2] == "red")
         assert (blue > 200) == (read[i].split("/")[-2] == "sky")
+    # An epoch skipped the same on its way, and has as many examples as ever.
+    assert set(on_the_way) == set(ordered.skipped)
+    assert len(epoch) == len(ds.labels)
+    assert sorted(epoch[: len(read)].tolist()) == sorted(ordered.labels.tolist())
     return set(ordered.skipped), len(ds.labels)
 
 

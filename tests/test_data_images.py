@@ -48,7 +48,7 @@ def rows(ds):
 
 def numbered(n=11, *, fails=(), batch_size=4, **kwargs):
     """A data set whose ``x`` is the number of the example; some cannot be read."""
-    bad = tf.constant(list(fails) or [-1], tf.int64)
+    bad = tf.Variable(list(fails) or [-1], dtype=tf.int64, shape=[None])
 
     def load(i):
         failed = tf.reduce_any(tf.equal(bad, i))
@@ -57,7 +57,9 @@ def numbered(n=11, *, fails=(), batch_size=4, **kwargs):
 
     names = [f"file{i}" for i in range(n)]
     examples = Examples(load, np.arange(n, dtype="int32") % 2, ["a", "b"], names, fallible=True)
-    return dataset(Plan(examples, batch_size=batch_size, **kwargs))
+    ds = dataset(Plan(examples, batch_size=batch_size, **kwargs))
+    ds.bad = bad  # assign to it what fails from now on
+    return ds
 
 
 # -- What it gives
@@ -215,6 +217,18 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert Order(np.arange(9), 3)(1).tolist() != Order(np.arange(9), 3)(2).tolist()
 
 
+def test_check_and_preview_move_no_epoch(animals):
+    ds = ftk.data.images(animals, size=8, batch_size=16)  # a single batch: read to its end
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ds.order.epoch = 3
+    ftk.check(model, ds)
+    ftk.data.preview(ds)
+    assert ds.order.epoch == 3
+
+
 def test_each_epoch_of_fit_has_its_own_order_and_a_second_fit_goes_on():
     ds = numbered(seed=1)
     seen = []
@@ -362,26 +376,64 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(fails):
     [(10, 5, (5, 6, 7, 8, 9)), (5, 4, (4,)), (4, 1, (1, 3)), (9, 3, (3, 4, 5, 6, 7, 8))],
 )
 def test_what_is_skipped_at_the_edge_of_a_batch_is_named(n, batch_size, fails):
-    ds = numbered(n, fails=fails, batch_size=batch_size, shuffle=False)
+    ds = numbered(n, fails=fails, batch_size=batch_size, shuffle=False, check=False)
     next(iter(ds))  # another reading under way
     with pytest.warns(UserWarning, match=f"{len(fails)} examples could not be read"):
         rows(ds)
     assert ds.skipped == [f"file{i}" for i in fails]
-    strict = numbered(n, fails=fails, batch_size=batch_size, shuffle=False, strict=True)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot be read; strict=True"):
-        rows(strict)
+
+
+@pytest.mark.parametrize("fails", [(0,), (2, 3, 10), tuple(range(10))])
+def test_rows_of_what_is_not_shuffled_keep_together(fails):
+    with pytest.warns(UserWarning, match=f"^{len(fails)} examples could not be read and are left"):
+        ds = numbered(fails=fails, shuffle=False)
+    good = [i for i in range(11) if i not in fails]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # named once
+        x, y = rows(ds)
+        again = ds.in_order()
+    assert x[:, 0].tolist() == good  # none twice
+    assert len(ds) == -(-len(good) // 4)
+    np.testing.assert_array_equal(y, ds.labels)
+    assert ds.file_paths == again.file_paths == [f"file{i}" for i in good]
+    assert ds.counts.tolist() == np.bincount(ds.labels, minlength=2).tolist()
+    assert sorted(ds.skipped) == sorted(f"file{i}" for i in fails)
+
+
+def test_what_is_validated_on_is_tried_and_what_is_trained_on_is_not():
+    ds = numbered(fails=range(0, 11, 2))
+    with pytest.warns(UserWarning, match="could not be read and are left out") as raised:
+        train, val = ds.split(0.4)
+    assert len(raised) == 1
+    assert len(train.labels) + len(val.labels) + len(val.skipped) == 11
+    assert not train.skipped
+    np.testing.assert_array_equal(rows(val)[1], val.labels)
+
+
+def test_what_could_be_read_before_and_cannot_any_more():
+    ds = numbered(shuffle=False)
+    ds.bad.assign([6])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one of 4 examples, from file4 on, c"):
+        rows(ds)
+    ds.bad.assign(range(11))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="none of 11 examples can be"):
+        rows(ds)
+    shuffled = numbered()
+    shuffled.bad.assign(range(11))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="none of 11 examples can be") as e:
+        rows(shuffled)
+    assert "Traceback" not in str(e.value)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_part_of_which_nothing_can_be_read_is_an_error(strict):
-    val = numbered(fails=range(11), shuffle=False, strict=strict).split(0.4)[1]
-    assert len(val) == 1
-    with pytest.raises(tf.errors.InvalidArgumentError, match="none of 4 examples can be read any"):
-        rows(val)
+    words = "'file.*' cannot be read: .*broken" if strict else "none of 4 examples can be read"
+    with pytest.raises(ValueError, match=words):
+        numbered(fails=range(11), strict=strict).split(0.4)
 
 
 def test_each_data_set_has_its_own_list_of_what_it_skipped():
-    ds = numbered(fails=range(0, 11, 2), shuffle=False)
+    ds = numbered(fails=range(0, 11, 2), shuffle=False, check=False)
     train, val = ds.split(0.4)
     for part in (train, val):
         with pytest.warns(UserWarning, match="examples could not be read") as raised:
@@ -392,7 +444,7 @@ def test_each_data_set_has_its_own_list_of_what_it_skipped():
     assert not ds.skipped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows(train.in_order())  # the same data set: named already
+        rows(train.in_order(check=False))  # the same data set: named already
 
 
 def test_a_late_reading_does_not_set_the_epoch_back():
@@ -415,9 +467,10 @@ def test_readings_in_threads_have_numbers_of_their_own():
 
 
 def test_strict_stops_at_the_first():
-    ds = numbered(fails=(3, 4), shuffle=False, strict=True)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="'file3' cannot be read; strict=True"):
-        rows(ds)
+    for shuffle in (False, True):
+        with pytest.raises(ValueError, match="^'file3' cannot be read: .*broken.*; stri") as e:
+            numbered(fails=(3, 4), shuffle=shuffle, strict=True)
+        assert "\n" not in str(e.value)
 
 
 def test_broken_images_are_left_out_and_named(tmp_path):
@@ -427,7 +480,7 @@ def test_broken_images_are_left_out_and_named(tmp_path):
     picture(width=200, height=200).save(path)
     path.write_bytes(path.read_bytes()[:-500])  # its header is sound
     with pytest.warns(UserWarning, match="1 of 9 images cannot be read .* it is no image: .*0.jpg"):
-        ds = ftk.data.images(tmp_path, size=8, shuffle=False)
+        ds = ftk.data.images(tmp_path, size=8)
     assert ds.counts.tolist() == [2, 3, 3]
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
@@ -438,6 +491,14 @@ def test_broken_images_are_left_out_and_named(tmp_path):
     assert [os.path.basename(p) for p in ds.skipped] == ["0.jpg", "1.jpg"]
     with pytest.raises(ValueError, match=r"0\.jpg' cannot be read: it is no image; strict=True"):
         ftk.data.images(tmp_path, strict=True)
+    (tmp_path / "cat" / "0.jpg").unlink()
+    with pytest.raises(ValueError, match=r"1\.jpg' cannot be read: .*; strict=True stops") as e:
+        ftk.data.images(tmp_path, size=8, strict=True)
+    assert "\n" not in str(e.value)
+    with pytest.warns(UserWarning, match=r"1 images could not be read and are left out: .*1\.jpg"):
+        sure = ftk.data.images(tmp_path, size=8, shuffle=False)
+    assert sure.counts.tolist() == [2, 2, 3]
+    np.testing.assert_array_equal(rows(sure)[1], sure.labels)
 
 
 def test_no_image_can_be_read(tmp_path):
@@ -637,7 +698,7 @@ def test_kept_features_are_found_again_until_a_file_changes(tmp_path):
     base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
 
     def features(**options):
-        ds = ftk.data.images(folder, size=24, batch_size=4, **options)
+        ds = ftk.data.images(folder, size=24, **{"batch_size": 4} | options)
         kept = ftk.features(base.model, ds, directory=tmp_path / "kept", verbose=0)
         return ds, kept
 
@@ -648,8 +709,11 @@ def test_kept_features_are_found_again_until_a_file_changes(tmp_path):
     ftk.features(base.model, ds, directory=tmp_path / "kept", verbose=0)
     with pytest.raises(ftk.CacheError):
         features(resize="pad")
+    assert features(batch_size=3)[1].reused  # which examples they are, however divided
     path = folder / "cat" / "0.jpg"
     picture(99, width=24, height=24).save(path)
     os.utime(path, ns=(1, 1))
     with pytest.raises(ftk.CacheError):
         features()
+    with pytest.raises(ftk.CacheError):  # a data set that was made before it
+        ftk.features(base.model, ds, directory=tmp_path / "kept", verbose=0)

@@ -251,7 +251,7 @@ def _load(folder: Path, into: Mapping[int, Any], values: bool) -> tuple[Any, lis
         with tf.variable_creator_scope(creator):
             return tf.saved_model.load(str(folder), tags=tags, options=options), made
     except Exception as e:  # TensorFlow raises many kinds here; the folder and its reason matter
-        reason, hint = sentence(e), ""
+        reason, hint = sentence(e).split("You may be trying")[0].rstrip(". "), ""
         if _TORN.search(reason):
             reason = "no graph in it" if "0 MetaGraphs" in reason else reason[:150].rstrip(". ")
             raise WeightsError(

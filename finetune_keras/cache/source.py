@@ -13,6 +13,7 @@ from finetune_keras import arrays
 from finetune_keras.cache import streams
 from finetune_keras.cache.batch import Batch, batch_digest, convert, differs
 from finetune_keras.cache.sliced import Arrays, split
+from finetune_keras.data.dataset import Plan
 
 __all__ = ["Batch", "Source", "batch_digest", "source", "split"]
 
@@ -179,9 +180,8 @@ class Source:
         to: its order is not the same. With ``preprocess`` the first batches are hashed after it.
         Data sets of ``finetune_keras.data`` say themselves whether their files have changed.
         """
-        known = getattr(getattr(self._reader, "data", None), "fingerprint", None)
-        if self._digest is None and isinstance(known, str) and self._preprocess is None:
-            self._digest = {"kind": self.spec, "batches": self.batches, "fingerprint": known}
+        if self._digest is None and self._preprocess is None:
+            self._digest = self._known()
         if self._digest is None:
             made = self._reader.digest() if self.arrays else {"kind": self.spec}
             if not self.arrays or self._preprocess is not None:
@@ -196,6 +196,15 @@ class Source:
                 }
             self._digest = made
         return self._digest
+
+    def _known(self) -> dict[str, Any] | None:
+        """What a data set of ``finetune_keras.data`` says: which examples, however divided."""
+        data = getattr(self._reader, "data", None)
+        if not isinstance(getattr(data, "plan", None), Plan) or (known := data.digest()) is None:
+            return None
+        rows = len(data.order)
+        rows = min(rows, self._steps * data.plan.batch_size) if self._steps else rows
+        return {"kind": "a data set of files", "examples": rows, "fingerprint": known}
 
     def _read(self, start: int, passes: int) -> Iterator[Batch]:
         if not self.again:

@@ -54,8 +54,9 @@ class Stream:
 
     def __init__(self, data: Any):
         # A data set of finetune_keras.data has an order of its own in each epoch. Where it is read
-        # once and kept, the one order that does not change is best.
-        data = data.in_order() if callable(getattr(data, "in_order", None)) else data
+        # once and kept, the one order that does not change is best; to try all files first would
+        # read them once more, also where features of them are kept already.
+        data = data.in_order(check=False) if callable(getattr(data, "in_order", None)) else data
         self.data, self.batches, self.endless = data, None, False
         self.again = not hasattr(data, "__next__")
         name = type(data).__name__

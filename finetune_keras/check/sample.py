@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from finetune_keras.arrays import short, splits, to_numpy
+from finetune_keras.data.order import Order
 
 __all__ = ["Sample", "draw"]
 
@@ -50,7 +51,9 @@ class Sample:
 
 
 def draw(data: Any, batches: int, batch_size: int) -> Sample:
-    """Reads a few batches; the random state of NumPy, Python and PyTorch is as before."""
+    """Reads a few batches; the random state of NumPy, Python and PyTorch is as before, and so is
+    the epoch of a data set of `finetune_keras.data`.
+    """
     if isinstance(data, types.GeneratorType):
         raise TypeError(
             "check would use up the batches that it takes from a generator: hand in one batch, "
@@ -70,6 +73,9 @@ def _random_state(data: Any):
     own = getattr(data, "generator", None)  # a torch loader's
     own = own if hasattr(own, "get_state") and hasattr(own, "set_state") else None
     own_state = own.get_state() if own is not None else None
+    order = getattr(data, "order", None)
+    order = order if isinstance(order, Order) else None
+    epoch = order.epoch if order is not None else 0
     python, numpy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     state = torch.get_rng_state() if torch is not None else None
@@ -82,6 +88,8 @@ def _random_state(data: Any):
             torch.set_rng_state(state)
         if own is not None:
             own.set_state(own_state)
+        if order is not None:
+            order.epoch = epoch
 
 
 def _arrays(data: tuple, batches: int, batch_size: int) -> Sample:

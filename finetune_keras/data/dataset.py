@@ -18,6 +18,7 @@ import numpy as np
 from finetune_keras._errors import whole
 from finetune_keras.data.order import Order
 from finetune_keras.data.split import stratified
+from finetune_keras.data.trial import tried, why
 
 __all__ = ["Examples", "Plan", "dataset", "shown"]
 
@@ -35,10 +36,11 @@ class Examples:
         batched: whether ``load`` takes the numbers of a whole batch, and returns a batch.
         fallible: whether ``load`` may fail. Then an example for which it raises is skipped, and one
             from the start of the same epoch comes in its place.
-        fingerprint: a string that is another one when the examples are others; ``None`` if only
-            reading them tells.
+        fingerprint: gives a string that is another one when the examples are others; ``None`` if
+            only reading them tells.
         what: the plural of an example, in messages.
         skipped: names of what the source left out already, with a warning of its own.
+        tried: which examples were read in full, and whether they could be; grows.
     """
 
     load: Callable
@@ -47,9 +49,10 @@ class Examples:
     names: Sequence[str] = ()
     batched: bool = False
     fallible: bool = False
-    fingerprint: str | None = None
+    fingerprint: Callable[[], str] | None = None
     what: str = "examples"
     skipped: Sequence[str] = ()
+    tried: dict[int, bool] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +68,9 @@ class Plan:
         transforms: functions ``(x, y, seed) -> (x, y)`` of TensorFlow, called in turn on each
             batch; ``seed`` is an int32 tensor of shape (2,) for ``tf.random.stateless_*``, another
             one for each seed, epoch and batch.
-        strict: whether an example that cannot be read is an error.
+        strict: whether an example that cannot be read is an error, before anything is given.
+        check: whether all examples are tried first if ``strict`` or not shuffled. What cannot be
+            read is then no row, so that rows keep their places.
         one_hot: whether ``y`` are one-hot, for the transforms too.
         skipped: names of what could not be read so far; a list that grows.
     """
@@ -77,8 +82,15 @@ class Plan:
     rows: np.ndarray | None = None
     transforms: tuple[Callable, ...] = ()
     strict: bool = False
+    check: bool = True
     one_hot: bool = False
     skipped: list[str] | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether what cannot be read was left out before, so that a later failure is an error."""
+        one = self.examples.fallible and not self.examples.batched
+        return self.check and one and (self.strict or not self.shuffle)
 
 
 def dataset(plan: Plan) -> Any:
@@ -95,12 +107,14 @@ def dataset(plan: Plan) -> Any:
     | ``skipped``                      | names of what could not be read, so far                 |
     | ``split(fraction, seed=None)``   | two data sets without a file in common, the second one  |
     |                                  | neither shuffled nor augmented                          |
-    | ``in_order()``                   | the same, not shuffled                                  |
-    | ``fingerprint``                  | tells whether files have changed, or ``None``           |
+    | ``in_order(check=True)``         | the same, not shuffled; ``check=False`` does not try    |
+    |                                  | all examples first, and skips as an epoch does          |
+    | ``digest()``                     | another one if a file is another one now; or ``None``   |
     | ``plan``                         | what it was made of                                     |
 
     Raises:
-        ValueError: if there are no examples, or the batch size or seed are not possible.
+        ValueError: if there are no examples, the batch size or seed are not possible, or an example
+            cannot be read and ``strict``.
 
     Examples:
         >>> import tensorflow as tf
@@ -114,7 +128,7 @@ def dataset(plan: Plan) -> Any:
     """
     import tensorflow as tf
 
-    plan = _checked(plan)
+    plan = _tried(_checked(plan))
     examples, rows = plan.examples, plan.rows
     order = Order(rows, plan.seed, shuffle=plan.shuffle)
     log = _Log(plan, order)
@@ -143,20 +157,22 @@ def dataset(plan: Plan) -> Any:
 
     def hand_out(n: Any, batch: Any) -> Any:
         x, about = batch
-        told = tf.numpy_function(log.handed_out, [n, about], tf.int64)
-        with tf.control_dependencies([told]):
+        with tf.control_dependencies([_asked(log.handed_out, [n, about])]):
             made = x if changed else (x, tf.gather(labels, about[:, 0]))
             return tf.nest.map_structure(tf.identity, made)
 
     def fail(_: Any) -> Any:
-        told = tf.numpy_function(log.nothing, (), tf.int64)
-        with tf.control_dependencies([told]):
-            return tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), ds.element_spec)
+        with tf.control_dependencies([_asked(log.nothing, ())]):
+            return tf.nest.map_structure(
+                lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), ds.element_spec
+            )
 
     changed = bool(plan.transforms) or plan.one_hot
     ds = tf.data.Dataset.from_tensors(0).flat_map(epoch)
     if not examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
+    if plan.sure:  # TensorFlow makes one step of this and ``map``, if nothing is between them
+        ds = ds.batch(plan.batch_size)
     if examples.fallible:
         ds = ds.ignore_errors()
     # After the last example the same epoch begins again: in place of what could not be read its
@@ -165,7 +181,7 @@ def dataset(plan: Plan) -> Any:
     if examples.fallible and not examples.batched:
         # A repetition without a single example ends, and what follows is read.
         again = again.concatenate(tf.data.Dataset.from_tensors(0).map(fail))
-    ds = again.take(len(rows)).batch(plan.batch_size)
+    ds = again.take(log.batches) if plan.sure else again.take(len(rows)).batch(plan.batch_size)
     if examples.batched:
         ds = ds.map(loaded, tf.data.AUTOTUNE, deterministic=True)
     ds = ds.enumerate()
@@ -194,6 +210,17 @@ def shown(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(repr(str(n)) for n in names[:most]) + more
 
 
+def _asked(function: Callable, inputs: Sequence[Any]) -> Any:
+    """An operation that fails with what a function of NumPy complains of, if it does: raised in the
+    function itself, an exception comes with a traceback of TensorFlow's threads. Quotation marks
+    would come escaped.
+    """
+    import tensorflow as tf
+
+    why = tf.numpy_function(function, inputs, tf.string)
+    return tf.debugging.Assert(tf.equal(why, ""), [why])
+
+
 class _Log:
     """What a data set asks and tells of Python: at the start of an epoch, and for each batch.
 
@@ -218,12 +245,18 @@ class _Log:
         about[:, 2], about[:, 3] = reading, epoch
         return about
 
-    def handed_out(self, n: np.int64, about: np.ndarray) -> np.int64:
+    def handed_out(self, n: np.int64, about: np.ndarray) -> str:
         with self.lock:
             places, readings, epoch = about[:, 1], about[:, 2], int(about[0, 3])
             before = self._before(int(n), int(readings[0]), epoch)
             if readings[0] != readings[-1] or places[-1] - before != len(places):
-                self._missed(before, places, self.order(epoch))
+                missed = self._missed(before, places, self.order(epoch))
+                if missed and self.plan.sure:  # what fails takes its batch along
+                    one = f"one of {len(missed)} {self.plan.examples.what}, from {missed[0]} on"
+                    return f"{one}, could be read before, and cannot be any more"
+                new = [name for name in missed if name not in self.plan.skipped]
+                self.plan.skipped.extend(new)
+                self.new.extend(new)
             self.last[int(readings[-1])] = int(n), epoch, int(places[-1])
             if n == self.batches - 1:
                 del self.last[int(readings[-1])]
@@ -231,14 +264,12 @@ class _Log:
                 if self.order.epoch == epoch:
                     self.order.epoch = epoch + 1
                 self._tell()
-        return np.int64(0)
+        return ""
 
-    def nothing(self) -> np.int64:
-        path = self.plan.examples.names[self.order.rows[0]] if self.plan.examples.names else ""
-        raise ValueError(
-            f"none of {len(self.order)} {self.plan.examples.what} can be read any more, "
-            f"such as {str(path)!r}"
-        )
+    def nothing(self) -> str:
+        name = _name(self.plan.examples, self.order.rows[0])
+        what = self.plan.examples.what
+        return f"none of {len(self.order)} {what} can be read any more, such as {name}"
 
     def _before(self, n: int, reading: int, epoch: int) -> int:
         """The place that was handed out before a batch, by the reading that it begins with."""
@@ -249,19 +280,14 @@ class _Log:
             reading = max((r for r in ended if r < reading), default=reading)
         return self.last.pop(reading, (0, 0, -1))[2]
 
-    def _missed(self, last: int, places: np.ndarray, order: np.ndarray) -> None:
-        """Notes what was left out between the places that came, in the order of an epoch."""
-        names, skipped = self.plan.examples.names, self.plan.skipped
+    def _missed(self, last: int, places: np.ndarray, order: np.ndarray) -> list[str]:
+        """Names of what was left out between the places that came, in the order of an epoch."""
+        missed: list[str] = []
         for place in places.tolist():
             stop = place if place > last else len(order)  # where the epoch began again
-            for i in order[last + 1 : stop]:
-                name = str(names[i]) if len(names) else f"example {i}"
-                if self.plan.strict:
-                    raise ValueError(f"{name!r} cannot be read; strict=True stops at the first")
-                if name not in skipped:
-                    skipped.append(name)
-                    self.new.append(name)
+            missed += [_name(self.plan.examples, i) for i in order[last + 1 : stop]]
             last = place
+        return list(dict.fromkeys(missed))
 
     def _tell(self) -> None:
         if self.new:
@@ -283,6 +309,37 @@ def _checked(plan: Plan) -> Plan:
     return dataclasses.replace(plan, rows=rows, skipped=skipped)
 
 
+def _tried(plan: Plan) -> Plan:
+    """Without the rows that cannot be read, where that has to be known before."""
+    if not plan.sure:
+        return plan
+    examples, rows = plan.examples, plan.rows.tolist()
+    new = [i for i in rows if i not in examples.tried]
+    if new:
+        examples.tried.update(tried(examples.load, new, stop=plan.strict))
+    bad = [i for i in rows if not examples.tried.get(i, True)]
+    if not bad:
+        return plan
+    names = [_name(examples, i) for i in bad]
+    if plan.strict:
+        because = why(examples.load, bad[0])
+        raise ValueError(f"{names[0]!r} cannot be read: {because}; strict=True stops at the first")
+    if len(bad) == len(rows):
+        raise ValueError(f"none of {len(rows)} {examples.what} can be read, such as {names[0]!r}")
+    names = [name for name in dict.fromkeys(names) if name not in plan.skipped]
+    if names:
+        plan.skipped.extend(names)
+        warnings.warn(
+            f"{len(names)} {examples.what} could not be read and are left out: {shown(names, 20)}",
+            stacklevel=4,
+        )
+    return dataclasses.replace(plan, rows=plan.rows[~np.isin(plan.rows, bad)])
+
+
+def _name(examples: Examples, i: int) -> str:
+    return str(examples.names[i]) if len(examples.names) else f"example {i}"
+
+
 def _described(ds: Any, plan: Plan, order: Order) -> Any:
     """The attributes, which Keras' own ``image_dataset_from_directory`` gives in the same way."""
     examples, rows = plan.examples, plan.rows
@@ -296,12 +353,14 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
     ds.class_names = names or None
     ds.labels, ds.order, ds.skipped, ds.plan = labels, order, plan.skipped, plan
     ds.file_paths = [str(examples.names[i]) for i in rows] if len(examples.names) else None
-    ds.fingerprint = None
-    if examples.fingerprint is not None and not plan.transforms and not plan.one_hot:
-        ds.fingerprint = f"{examples.fingerprint}:{_hash(rows)}"
 
-    def in_order() -> Any:
-        return dataset(dataclasses.replace(plan, shuffle=False))
+    def digest() -> str | None:
+        if examples.fingerprint is None or plan.transforms or plan.one_hot:
+            return None
+        return f"{examples.fingerprint()}:{_hash(rows)}"
+
+    def in_order(check: bool = True) -> Any:
+        return dataset(dataclasses.replace(plan, shuffle=False, check=check))
 
     def split(fraction: float, seed: int | None = None) -> tuple[Any, Any]:
         seed = plan.seed if seed is None else whole("seed", seed, 0)
@@ -317,7 +376,7 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
         # What is validated on is neither shuffled nor augmented.
         return dataset(first), dataset(dataclasses.replace(second, shuffle=False, transforms=()))
 
-    ds.in_order, ds.split = in_order, split
+    ds.digest, ds.in_order, ds.split = digest, in_order, split
     return ds
 
 

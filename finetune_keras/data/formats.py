@@ -46,8 +46,6 @@ class Header(NamedTuple):
         height: in pixels, as stored.
         orientation: as in EXIF, 1 for upright; only of a JPEG that TensorFlow can decode.
         plain: whether TensorFlow decodes it rightly, but for the orientation.
-        size: bytes of the file.
-        modified: when it was changed last, in nanoseconds.
         problem: why it cannot be read; empty if it can.
     """
 
@@ -56,8 +54,6 @@ class Header(NamedTuple):
     height: int = 0
     orientation: int = 1
     plain: bool = False
-    size: int = 0
-    modified: int = 0
     problem: str = ""
 
 
@@ -69,27 +65,24 @@ def header(path: str) -> Header:
         'there is no such file'
     """
     pil = _pillow()
-    size = modified = 0
     try:
-        stat = os.stat(path)
-        size, modified = stat.st_size, stat.st_mtime_ns
-        if not size:
-            return Header(problem="it is empty", modified=modified)
+        if not os.stat(path).st_size:
+            return Header(problem="it is empty")
         with pil.open(path, formats=_FORMATS) as image:
             kind = "JPEG" if image.format == "MPO" else image.format
             eight = image.mode in ("L", "RGB") and "transparency" not in image.info
             plain = eight and (kind == "JPEG" or (kind == "PNG" and "exif" not in image.info))
             orientation = _orientation(image) if plain and kind == "JPEG" else 1
             if image.mode == "F":
-                return Header(size=size, modified=modified, problem="its pixels are floats")
-            return Header(kind, *image.size, orientation, plain, size, modified)
+                return Header(problem="its pixels are floats")
+            return Header(kind, *image.size, orientation, plain)
     except FileNotFoundError:
         why = "it is a broken link" if os.path.islink(path) else "there is no such file"
     except pil.UnidentifiedImageError:
         why = "it is no image"
     except Exception as e:  # Pillow raises whatever its parsers meet in a broken file
         why = reason(e)
-    return Header(size=size, modified=modified, problem=why)
+    return Header(problem=why)
 
 
 def headers(paths: Sequence[str]) -> list[Header]:
@@ -160,13 +153,20 @@ def reason(error: Exception) -> str:
     return text or type(error).__name__
 
 
-def fingerprint(paths: Iterable[str], found: Iterable[Header]) -> str:
-    """A hash of names, sizes and times of change: another one if a file is another one."""
+def fingerprint(paths: Iterable[str]) -> str:
+    """A hash of names, sizes and times of change as they are now: another one if a file is another
+    one, or gone.
+    """
     import hashlib
 
     hashed = hashlib.blake2b(digest_size=16)
-    for path, head in zip(paths, found, strict=True):
-        hashed.update(os.fsencode(path) + f"\0{head.size} {head.modified}\n".encode())
+    for path in paths:
+        try:
+            stat = os.stat(path)
+            now = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            now = "gone"
+        hashed.update(os.fsencode(path) + f"\0{now}\n".encode())
     return hashed.hexdigest()
 
 

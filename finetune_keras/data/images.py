@@ -44,7 +44,9 @@ def images(
     are followed; folders and files whose name begins with a dot are left out.
 
     Files that cannot be read are left out, and named in a warning: when the data set is made, as
-    far as their header tells, and when an epoch ends. ``scan`` says what is wrong with them.
+    far as their header tells, and when an epoch ends. What is not shuffled is read once in full
+    when it is made, so that its rows, ``labels`` and ``file_paths`` go together. ``scan`` says what
+    is wrong with files.
 
     Args:
         folder: of the classes; or one with ``train``, ``val`` and ``test`` in it, each with the
@@ -64,7 +66,7 @@ def images(
         channels: 3 for RGB, 1 for grey.
         draft: decode a JPEG of at least twice the size that is wanted at a half, a quarter or an
             eighth, which takes a fraction of the time; ``False`` decodes all pixels, as Keras does.
-        strict: whether a file that cannot be read is an error.
+        strict: whether a file that cannot be read is an error; all are read once to find out.
 
     Returns:
         A ``tf.data.Dataset`` with the attributes of `dataset`, or a dict of these by split.
@@ -160,16 +162,20 @@ def from_files(
     sound = [i for i, head in enumerate(found) if not head.problem]
     kept, heads = [paths[i] for i in sound], [found[i] for i in sound]
     labels = labels[sound]
-    about = repr((sorted(settings.items()), list(class_names), labels.dtype.str))
-    digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
-    digest.update(formats.fingerprint(kept, heads).encode() + labels.tobytes())
+
+    def fingerprint() -> str:
+        about = repr((sorted(settings.items()), list(class_names), labels.dtype.str))
+        digest = hashlib.blake2b(about.encode("utf-8", "surrogateescape"), digest_size=16)
+        digest.update(formats.fingerprint(kept).encode() + labels.tobytes())
+        return digest.hexdigest()
+
     examples = Examples(
         load=pixels.loader(kept, heads, **settings),
         labels=labels,
         class_names=tuple(class_names),
         names=kept,
         fallible=True,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint,
         what="images",
         skipped=[paths[i] for i in broken],
     )

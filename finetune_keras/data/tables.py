@@ -66,7 +66,7 @@ def table(
         interpolation: a name of Keras'.
         channels: 3 for RGB, 1 for grey.
         draft: decode a JPEG that is much too large at a fraction of its size.
-        strict: whether a file that cannot be read is an error.
+        strict: whether a file that cannot be read is an error; all are read once to find out.
 
     Returns:
         A ``tf.data.Dataset`` with the attributes of `dataset`. A file that is listed several times
