@@ -158,6 +158,14 @@ ORDER = [
     "cache.training",
     "cache.fit",
     "cache",
+    "averaging.place",
+    "averaging.snapshot",
+    "averaging.sources",
+    "averaging.refresh",
+    "averaging.scoring",
+    "averaging.wise_ft",
+    "averaging.soup",
+    "averaging",
     "",
 ]
 
