@@ -66,7 +66,7 @@ def test_bfloat16_is_written_without_loss(tmp_path):
     again = ftk.snapshot(start.save(tmp_path / "half.npz"))
     before = snapshot(model)
     for v in model.weights:
-        v.assign(keras.ops.zeros_like(v))
+        v.assign(np.zeros(v.shape))
     again.restore(model)
     for path, array in before.items():
         np.testing.assert_array_equal(

@@ -103,7 +103,7 @@ def check_averageable(model: keras.Model, units: Sequence[graph.Unit]) -> None:
         if getattr(layer, "lora_enabled", False):
             raise WeightsError(
                 f"{where} has LoRA factors, and the average of factors is not that of their "
-                "products: merge them into the kernels first"
+                "products: merge them first, into a model with layer.kernel as its kernels"
             )
         if getattr(layer, "quantization_mode", None):
             raise WeightsError(
