@@ -35,7 +35,7 @@ def read(units: Sequence[graph.Unit]) -> Weights:
 def put(units: Sequence[graph.Unit], weights: Weights) -> None:
     """Writes values into variables."""
     for unit, array in zip(units, weights, strict=True):
-        # A copy: JAX may keep the memory that it is handed, and the next step writes to it.
+        # A copy: JAX may share the memory that it is handed with whoever writes to it later.
         unit.variable.assign(np.array(array))
     for layer in {id(u.layer): u.layer for u in units}.values():
         if isinstance(layer, keras.layers.Normalization):
