@@ -13,8 +13,8 @@ rates of 3e-5, 1e-4 and 3e-4, ``greedy`` and ``uniform`` are their soups (the un
 reported whether it would have been adopted or not). With ``--norms`` the batch normalisations learn
 too, and ``wise refreshed`` and ``greedy refreshed`` take their statistics from the training images.
 Prints one JSON line a seed, then means with standard errors of all, and of the difference to
-``tuned`` or ``single``. With ``--out`` the lines are added to a file, and the means are of all seeds
-in it that were run in the same way.
+``tuned`` or ``single``. With ``--out`` the lines are added to a file, and the means are of all
+seeds in it that were run in the same way.
 """
 
 from __future__ import annotations

@@ -179,3 +179,33 @@ def test_flags_do_not_matter():
     start.restore(model)
     np.testing.assert_array_equal(snapshot(model)["a/kernel"], start.weights["a/kernel"])
     assert not model.layers[0].trainable
+
+
+def test_equal_paths_are_matched_whatever_their_order():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, name="a"), layers.Dense(4, name="b")]
+    )
+    start = ftk.snapshot(model)
+    turned = ftk.Snapshot("turned", dict(reversed(start.weights.items())))
+    model.set_weights([np.zeros(v.shape) for v in model.weights])
+    turned.restore(model)
+    for path, array in start.weights.items():
+        np.testing.assert_array_equal(snapshot(model)[path], array)
+
+
+def test_equal_shapes_of_other_variables_are_refused():
+    weights = {
+        p.replace("c/kernel", "c/embeddings"): a for p, a in ftk.snapshot(chain()).weights.items()
+    }
+    with pytest.raises(ftk.WeightsError, match="it has 'c/embeddings' .* has 'c/kernel'"):
+        ftk.Snapshot("table", weights).restore(chain())
+
+
+def test_arrays_of_the_users_own_are_copied_into_the_model():
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(64, use_bias=False, name="d")])
+    memory = np.zeros(64 * 64 * 4 + 64, "uint8")
+    offset = -memory.ctypes.data % 64  # JAX takes memory as it is if it is aligned
+    own = memory[offset : offset + 64 * 64 * 4].view("float32").reshape(64, 64)
+    ftk.Snapshot("own", {"d/kernel": own}).restore(model)
+    own[:] = 1
+    assert not snapshot(model)["d/kernel"].any()
