@@ -132,7 +132,9 @@ def test_another_architecture_is_refused_with_the_first_difference(other, words)
 def test_what_is_no_snapshot_is_refused_in_one_line(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"no archive")
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object), allow_pickle=True)
+    chain().save_weights(tmp_path / "own.weights.h5")
     for source, words in (
+        (tmp_path / "own.weights.h5", "load it into the model and take the snapshot of that"),
         (tmp_path / "start.npz", "no file 'start.npz'"),
         (tmp_path / "bad.npz", "is no whole snapshot"),
         (tmp_path / "objects.npz", "allow_pickle=False"),

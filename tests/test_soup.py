@@ -259,6 +259,11 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(tmp_path):
             ftk.soup(model, given, data, verbose=0, **settings)
         assert "\n" not in str(caught.value)
         unchanged(model, before)
+    calls = []
+    model.evaluate = lambda *a, **k: calls.append(1)
+    with pytest.raises(ftk.WeightsError, match="did you mean 'bad.npz'"):
+        ftk.soup(model, [found[0], tmp_path / "bda.npz"], data)
+    assert not calls, "a path is looked at before hours of evaluation"
     with pytest.raises(ValueError, match="is not compiled"):
         ftk.soup(chain(), found, data)
 

@@ -463,7 +463,7 @@ def test_the_record(tmp_path, capsys):
     y = best_at(model, start, tuned, 0.5, x)
     sweep = ftk.wise_ft(model, start, (x, y), mixes=np.int64(3))
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in printed] == ["mix 0.5", "mix 0"]
+    assert [line.split(":")[0] for line in printed] == ["mix 1", "mix 0.5", "mix 0"]
     assert repr(sweep).startswith("<Sweep of 3 mixes: 0.5 adopted, loss 0.0000; fine-tuned ")
     kept = json.loads(json.dumps(sweep.to_dict()))
     assert kept["chosen"] == 0.5

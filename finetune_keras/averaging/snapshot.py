@@ -131,6 +131,11 @@ def snapshot(source: keras.Model | str | os.PathLike | Snapshot) -> Snapshot:
         path = Path(source).expanduser()
         if path.suffix.lower() == SUFFIX:
             return _load(path)
+        if files.kind(files.existing(path)) == "weights":
+            raise WeightsError(
+                f"{path.name!r} holds weights without the model that names them: load it into the "
+                "model and take the snapshot of that (wise_ft and soup take the path)"
+            )
         model = files.load_model(path)
         return dataclasses.replace(snapshot(model), name=path.name)
     expect_model(source)

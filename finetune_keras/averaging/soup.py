@@ -16,7 +16,7 @@ from finetune_keras._errors import nearest
 from finetune_keras.averaging import place
 from finetune_keras.averaging.scoring import Score, Scorer
 from finetune_keras.averaging.snapshot import Snapshot, snapshot
-from finetune_keras.averaging.sources import Reader, opened
+from finetune_keras.averaging.sources import Reader, located, opened
 from finetune_keras.data.preview import written
 
 __all__ = ["RECIPES", "Soup", "soup"]
@@ -252,7 +252,7 @@ def _given(ingredients: Any, reader: Reader) -> list[_Ingredient]:
         name = str(key) if named else f"ingredient {key}"
         words = f"ingredient {key!r}" if named else name
         if isinstance(x, str | os.PathLike):
-            words = f"{words} ({Path(x).name})"
+            words = f"{words} ({located(x).name})"  # now, and not after hours of the others
             name = name if named else Path(x).name
         result.append(_Ingredient(name, words, snapshot(x) if reader.shares(x) else x))
     return result

@@ -15,7 +15,7 @@ from finetune_keras.averaging.snapshot import SUFFIX, Snapshot, expect_model, sn
 from finetune_keras.backbones import files
 from finetune_keras.backbones.rebuild import rebuilt
 
-__all__ = ["Reader", "opened"]
+__all__ = ["Reader", "located", "opened"]
 
 _KINDS = "a snapshot, a model of the same architecture, or a .npz, .keras or .weights.h5 file"
 
@@ -50,7 +50,7 @@ class Reader:
             place.check_averageable(source, graph.opened(source).units)
             found = snapshot(source)
         elif isinstance(source, str | os.PathLike):
-            found = self._file(Path(source).expanduser())
+            found = self._file(source)
         elif isinstance(source, Snapshot):
             found = source
         else:
@@ -60,8 +60,9 @@ class Reader:
         place.check_finite(weights, self.units, what)
         return weights
 
-    def _file(self, path: Path) -> Snapshot:
-        if path.suffix.lower() == SUFFIX or files.kind(files.existing(path)) == "model":
+    def _file(self, path: str | os.PathLike) -> Snapshot:
+        path = located(path)
+        if path.suffix.lower() == SUFFIX or files.kind(path) == "model":
             return snapshot(path)
         # Files of weights know no paths of ours: Keras puts them where they belong, in a copy.
         if self._copy is None:
@@ -91,6 +92,15 @@ class Reader:
             return False
         mine = {id(u.variable) for u in self.units}
         return any(id(v) in mine for v in source.weights)
+
+
+def located(path: str | os.PathLike) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        WeightsError: if it is not, with what the folder has.
+    """
+    return files.existing(path, (SUFFIX, ".keras", ".h5"))
 
 
 def opened(model: Any) -> tuple[graph.Unit, ...]:

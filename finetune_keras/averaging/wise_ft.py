@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune_keras import _optional
 from finetune_keras.averaging import place
-from finetune_keras.averaging.scoring import Scorer
+from finetune_keras.averaging.scoring import Score, Scorer
 from finetune_keras.averaging.sources import Reader, opened
 from finetune_keras.data.preview import written
 
@@ -180,11 +180,11 @@ def wise_ft(
             )
         settings = {"batch_size": batch_size, "steps": steps, "refresh": refresh}
         scorer = Scorer(model, validation_data, monitor=monitor, mode=mode, **settings)
-        scores = {1.0: scorer()}
+        scores: dict[float, Score] = {}
         best, weights = 1.0, tuned
-        for share in reversed(shares[:-1]):
+        for share in reversed(shares):
             place.put(units, place.mixed(began, tuned, share, units))
-            scores[share] = scorer(fresh=share != 0)
+            scores[share] = scorer(fresh=0 < share < 1)
             if scorer.goal.order(scores[share]) > scorer.goal.order(scores[best]):
                 best, weights = share, place.read(units)
             if verbose:
