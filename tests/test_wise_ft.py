@@ -241,21 +241,19 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(tmp_path):
         ftk.wise_ft(model, start, data)
 
 
-def test_a_mix_that_gives_nan_is_not_chosen():
-    def make():
-        x = inputs = keras.Input((1,))
-        x = layers.Dense(1, use_bias=False, name="d")(x)
-        return keras.Model(inputs, keras.ops.log(x))
-
-    model = make()
+@pytest.mark.parametrize(("start", "tuned", "chosen"), [(-1.0, 2.0, 0.7), (2.0, -1.0, 0.3)])
+def test_weights_that_give_nan_are_not_chosen(start, tuned, chosen):
+    x = inputs = keras.Input((1,))
+    x = layers.Dense(1, use_bias=False, name="d")(x)
+    model = keras.Model(inputs, keras.ops.log(x))
     model.compile("sgd", "mse")
-    model.set_weights([np.array([[-1.0]])])
-    start = ftk.snapshot(model)
-    model.set_weights([np.array([[2.0]])])
-    x = np.ones((2, 1), "float32")
-    sweep = ftk.wise_ft(model, start, (x, np.zeros((2, 1))), mixes=[0, 0.6, 0.7], verbose=0)
-    assert np.isnan(sweep.scores[0])
-    assert sweep.chosen == 0.7  # exp(0) is 1: 0.8 and 1.1 are both near, 1.1 nearer
+    model.set_weights([np.array([[start]])])
+    before = ftk.snapshot(model)
+    model.set_weights([np.array([[tuned]])])
+    data = np.ones((2, 1), "float32"), np.zeros((2, 1))  # the weight is best near 1
+    sweep = ftk.wise_ft(model, before, data, mixes=[0, 0.3, 0.4, 0.6, 0.7], verbose=0)
+    assert [np.isnan(s) for s in sweep.scores].count(True) == 3
+    assert sweep.chosen == chosen
 
 
 def probed():
