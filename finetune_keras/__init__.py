@@ -11,6 +11,7 @@ right by construction, and never computes a frozen layer twice.
 from finetune_keras import callbacks, data, graph, heads, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
+from finetune_keras.averaging import Snapshot, Soup, Sweep, snapshot, soup, wise_ft
 from finetune_keras.backbones import (
     Backbone,
     Listing,
@@ -45,6 +46,9 @@ __all__ = [
     "Prediction",
     "Predictions",
     "SelectionError",
+    "Snapshot",
+    "Soup",
+    "Sweep",
     "WeightsError",
     "__version__",
     "backbone",
@@ -69,6 +73,9 @@ __all__ = [
     "record",
     "replace_head",
     "select",
+    "snapshot",
+    "soup",
     "split",
     "thaw",
+    "wise_ft",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "in_safe_mode",
     "known_code",
     "layer_scale",
+    "metric_direction",
     "own_weights",
     "rate_object",
     "share_start",
@@ -210,6 +211,15 @@ def layer_scale() -> dict[str, str]:
         "class_name": name,
         "registered_name": name,
     }
+
+
+def metric_direction(metric: keras.metrics.Metric) -> str | None:
+    """Whether a metric is better if it is larger (``"max"``) or smaller (``"min"``), ``None`` if
+    it does not say.
+
+    Keras' callbacks with ``mode="auto"`` go by this attribute, and the name alone misleads.
+    """
+    return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", None))
 
 
 def share_start(source: keras.Model, target: keras.Model) -> None:

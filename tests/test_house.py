@@ -168,6 +168,14 @@ ORDER = [
     "cache.refuse",
     "cache.fit",
     "cache",
+    "averaging.place",
+    "averaging.snapshot",
+    "averaging.sources",
+    "averaging.refresh",
+    "averaging.scoring",
+    "averaging.wise_ft",
+    "averaging.soup",
+    "averaging",
     "",
 ]
 

@@ -200,3 +200,11 @@ def test_layer_scale_is_written_and_read_by_its_module():
     np.testing.assert_allclose(made, np.full((1, 4), 0.5))
     written = keras.saving.serialize_keras_object(layer)
     assert {k: written[k] for k in _private.layer_scale()} == _private.layer_scale()
+
+
+def test_metrics_say_which_way_is_better():
+    metrics = keras.metrics
+    assert _private.metric_direction(metrics.SparseCategoricalAccuracy()) == "max"
+    assert _private.metric_direction(metrics.AUC()) == "max"
+    assert _private.metric_direction(metrics.MeanAbsoluteError()) == "min"
+    assert _private.metric_direction(metrics.Mean()) is None

@@ -19,7 +19,7 @@ from finetune_keras.callbacks import EMA
 from finetune_keras.compile import compile as _compile
 from finetune_keras.compile import scope
 
-__all__ = ["fit"]
+__all__ = ["fit", "obstacle", "preprocess"]
 
 _OWN = (
     "call",
@@ -162,7 +162,7 @@ def fit(
     if validation_data is not None:
         held_out = keras.utils.unpack_x_y_sample_weight(validation_data)
         refuse.given(model, *held_out, "the validation data")
-    why = _obstacle(model) if cache is not False else ""
+    why = obstacle(model) if cache is not False else ""
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
         why, division = "the frozen part gives tensors without a batch axis", None
@@ -199,7 +199,7 @@ def fit(
         )
     given = {"dtype": dtype, "engine": engine, "tolerance": tolerance, "key": key}
     given |= {"memory": memory, "verbose": 1 if verbose == "auto" else verbose}
-    prepare = _preprocess(model)
+    prepare = preprocess(model)
     if validation_split and validation_data is None:
         (x, y, sample_weight), held_out = source.split(x, y, sample_weight, validation_split)
     train = _source(x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data")
@@ -271,7 +271,7 @@ def _check_solver(solver: str | None) -> None:
         raise ValueError(f"there is no solver {solver!r}: {nearest(str(solver), solved.SOLVERS)}")
 
 
-def _obstacle(model: keras.Model) -> str | None:
+def obstacle(model: keras.Model) -> str | None:
     """Why the frozen part of a model cannot be computed apart; ``""`` if there is nothing to say,
     ``None`` if it can.
     """
@@ -333,7 +333,7 @@ def _current(model: keras.Model) -> None:
             model.optimizer.build(model.trainable_variables)
 
 
-def _preprocess(model: keras.Model) -> Any:
+def preprocess(model: keras.Model) -> Any:
     """What a KerasHub task does to each batch before it trains on it."""
     if getattr(model, "preprocessor", None) is None:
         return None

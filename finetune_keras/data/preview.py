@@ -73,10 +73,11 @@ def preview(
             axes.set_title(_words(labels[i], names), fontsize=8)
     if stretched:
         figure.suptitle(f"pixels from {low:.3g} to {high:.3g}, stretched", fontsize=8)
-    return figure if path is None else _written(figure, path)
+    return figure if path is None else written(figure, path)
 
 
-def _written(figure: Any, path: Path) -> Path:
+def written(figure: Any, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all."""
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
