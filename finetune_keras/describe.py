@@ -211,8 +211,8 @@ def _row(name: str, part: str, units, model: keras.Model, rate: float | None) ->
 
 def _optimizer(model: keras.Model, rate: float) -> str:
     kind = type(optimizers.innermost(model.optimizer)).__name__
-    now = " now, by a schedule" if optimizers.scheduled(model.optimizer) else ""
-    return f"{kind}, learning rate {rate:.3g}{now}"
+    schedule = optimizers.schedule(model.optimizer)
+    return f"{kind}, learning rate {rate:.3g}" + (f" now, by {schedule}" if schedule else "")
 
 
 def _whole(divided: parts.Parts, found: tuple[blocks.Block, ...]) -> tuple[str, ...]:

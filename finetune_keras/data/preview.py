@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune_keras import _plots
 from finetune_keras import arrays as _arrays
-from finetune_keras._optional import require
 
 __all__ = ["preview"]
 
@@ -49,7 +48,6 @@ def preview(
         >>> [axes.get_title() for axes in preview(ds).axes]
         ['cat', 'dog', 'cat', 'dog']
     """
-    figures = require("matplotlib.figure", "plots")
     for name, value in (("rows", rows), ("columns", columns)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is a whole number from 1 on; given {value!r}")
@@ -61,7 +59,7 @@ def preview(
     shown = np.clip((images - lower) / max(upper - lower, 1e-6), 0, 1)
     across = min(columns, len(shown))
     down = -(-len(shown) // across)
-    figure = figures.Figure(figsize=(1.7 * across, 1.95 * down), layout="constrained")
+    figure = _plots.figure(1.7 * across, 1.95 * down)
     for i, image in enumerate(shown):
         axes = figure.add_subplot(down, across, i + 1)
         axes.set_axis_off()
@@ -70,19 +68,7 @@ def preview(
             axes.set_title(_words(labels[i], names), fontsize=8)
     if stretched:
         figure.suptitle(f"pixels from {low:.3g} to {high:.3g}, stretched", fontsize=8)
-    return figure if path is None else _written(figure, Path(path).expanduser())
-
-
-def _written(figure: Any, path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format="png", dpi=110)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return _plots.given(figure, path)
 
 
 def _first(ds: Any, most: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,12 +3,14 @@
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
+    counted,
     default_rate,
     innermost,
     make,
     open_rate,
     rate,
     scaled,
+    schedule,
     scheduled,
     settings,
 )
@@ -16,12 +18,14 @@ from finetune_keras.optimizers.state import (
 __all__ = [
     "Carried",
     "carry",
+    "counted",
     "default_rate",
     "innermost",
     "make",
     "open_rate",
     "rate",
     "scaled",
+    "schedule",
     "scheduled",
     "settings",
 ]
