@@ -176,7 +176,7 @@ class WarmupCosine(_UpAndDown):
         return self.initial_learning_rate + (self.learning_rate - self.initial_learning_rate) * done
 
     def _falling(self, done: Any) -> Any:
-        return _cosine(self.learning_rate, self.alpha * self.learning_rate, done)
+        return _cosine(self.alpha * self.learning_rate, self.learning_rate, 1.0 - done)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, the length in steps."""
@@ -247,7 +247,7 @@ class OneCycle(_UpAndDown):
 
     def _falling(self, done: Any) -> Any:
         first = self.learning_rate / self.div_factor
-        return _cosine(self.learning_rate, first / self.final_div_factor, done)
+        return _cosine(first / self.final_div_factor, self.learning_rate, 1.0 - done)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments, the length in steps."""
@@ -327,13 +327,12 @@ class SlantedTriangular(_UpAndDown):
         }
 
 
-def _cosine(start: float, stop: float, done: Any) -> Any:
-    """From ``start`` to ``stop`` along half a cosine, at the ends exactly these.
+def _cosine(low: float, high: float, share: Any) -> Any:
+    """From ``low`` to ``high`` along half a cosine, at the ends exactly these.
 
-    ``(1 + cos(pi f)) / 2`` is ``sin(pi (1 - f) / 2) ** 2``, which float32 has more digits of at the
-    end.
+    ``(1 - cos(pi f)) / 2`` is ``sin(pi f / 2) ** 2``, of which float32 has all digits near 0 too.
     """
-    return stop + (start - stop) * ops.square(ops.sin(math.pi / 2.0 * (1.0 - done)))
+    return low + (high - low) * ops.square(ops.sin(math.pi / 2.0 * share))
 
 
 def _since(step: Any, start: float) -> Any:
