@@ -27,6 +27,7 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.lr_find import LRFind, lr_find
 from finetune_keras.predict import Prediction, Predictions, predict
 from finetune_keras.replace_head import replace_head
 
@@ -39,6 +40,7 @@ __all__ = [
     "Finding",
     "Findings",
     "HeadError",
+    "LRFind",
     "Listing",
     "Loaded",
     "Prediction",
@@ -60,6 +62,7 @@ __all__ = [
     "list_backbones",
     "load",
     "load_torch",
+    "lr_find",
     "predict",
     "preprocessor",
     "record",

@@ -18,11 +18,13 @@ __all__ = [
     "compile_call",
     "converted_families",
     "copy_decay_exclusions",
+    "global_seeds",
     "in_safe_mode",
     "known_code",
     "layer_scale",
     "own_weights",
     "rate_object",
+    "set_global_seeds",
     "share_start",
     "sublayers",
     "training_now",
@@ -102,6 +104,26 @@ def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         if hasattr(old, name):
             setattr(new, name, getattr(old, name))
+
+
+def global_seeds() -> keras.random.SeedGenerator | None:
+    """The generator that random operations without a seed of their own draw from; ``None`` before
+    the first one.
+
+    Publicly it can only be set to a start, by ``keras.utils.set_random_seed``.
+    """
+    from keras.src.backend.common import global_state
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+
+
+def set_global_seeds(generator: keras.random.SeedGenerator | None) -> None:
+    """Puts back what `global_seeds` gave."""
+    from keras.src.backend.common import global_state
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
 
 
 def rate_object(optimizer: keras.optimizers.Optimizer) -> Any:

@@ -161,6 +161,10 @@ ORDER = [
     "cache.training",
     "cache.fit",
     "cache",
+    "lr_find.found",
+    "lr_find.kept",
+    "lr_find.batches",
+    "lr_find",
     "",
 ]
 

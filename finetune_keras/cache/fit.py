@@ -18,7 +18,7 @@ from finetune_keras.cache.split import divide
 from finetune_keras.compile import compile as _compile
 from finetune_keras.compile import scope
 
-__all__ = ["fit"]
+__all__ = ["fit", "obstacle", "preprocess"]
 
 _OWN = (
     "call",
@@ -153,7 +153,7 @@ def fit(
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
-    why = _obstacle(model) if cache is not False else ""
+    why = obstacle(model) if cache is not False else ""
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
         why, division = "the frozen part gives tensors without a batch axis", None
@@ -190,7 +190,7 @@ def fit(
         )
     given = {"dtype": dtype, "engine": engine, "tolerance": tolerance, "key": key}
     given |= {"memory": memory, "verbose": 1 if verbose == "auto" else verbose}
-    prepare = _preprocess(model)
+    prepare = preprocess(model)
     if validation_split and validation_data is None:
         (x, y, sample_weight), validation_data = source.split(x, y, sample_weight, validation_split)
     train = _source(x, y, sample_weight, batch_size, steps_per_epoch, prepare, "the training data")
@@ -245,7 +245,7 @@ def _check_solver(solver: str | None) -> None:
         raise ValueError(f"there is no solver {solver!r}: {nearest(str(solver), solved.SOLVERS)}")
 
 
-def _obstacle(model: keras.Model) -> str | None:
+def obstacle(model: keras.Model) -> str | None:
     """Why the frozen part of a model cannot be computed apart; ``""`` if there is nothing to say,
     ``None`` if it can.
     """
@@ -307,7 +307,7 @@ def _current(model: keras.Model) -> None:
             model.optimizer.build(model.trainable_variables)
 
 
-def _preprocess(model: keras.Model) -> Any:
+def preprocess(model: keras.Model) -> Any:
     """What a KerasHub task does to each batch before it trains on it."""
     if getattr(model, "preprocessor", None) is None:
         return None
