@@ -66,9 +66,9 @@ def lr_find(
         verbose: 1 or ``"auto"`` for a progress bar, 0 for none.
 
     Returns:
-        An `LRFind`: the curve, ``.suggestion`` and ``.plot()``. The suggestion is the middle of the
-        longest valley of the smoothed curve, fastai's default; it is ``None``, with the reason,
-        where the loss does not fall.
+        An `LRFind`: the curve, ``.suggestion`` and ``.plot()``. The suggestion is a tenth of the
+        rate where the smoothed loss is lowest; it is ``None``, with the reason, where the loss
+        does not fall.
 
     Raises:
         TypeError: if ``model`` is no Keras model, or ``data`` is not what ``fit`` takes.
@@ -93,7 +93,7 @@ def lr_find(
     if y is not None and labels is not None:
         raise ValueError("labels are given twice: in data=(x, y) and as y=")
     verbose = 1 if verbose == "auto" else verbose
-    with kept.values([*model.variables, *model.metrics_variables], data):
+    with kept.values(_variables(model), data):
         read = Batches(
             x,
             labels if y is None else y,
@@ -147,6 +147,15 @@ def _check_model(model: keras.Model) -> None:
         )
 
 
+def _variables(model: keras.Model) -> list[keras.Variable]:
+    """All that a step of training may change, but for the optimizer."""
+    given = _private.compile_arguments(model)
+    metrics = keras.tree.flatten([given.get("metrics"), given.get("weighted_metrics")])
+    metrics = [m for m in metrics if isinstance(m, keras.metrics.Metric)]
+    found = [*model.variables, *model.metrics_variables, *(v for m in metrics for v in m.variables)]
+    return list({id(v): v for v in found}.values())
+
+
 def _check_data(model: keras.Model, read: Batches) -> None:
     """Raises what `finetune_keras.check` finds wrong with the first batch."""
     if read.preprocess is not None:
@@ -188,7 +197,7 @@ def _compile(model: keras.Model, trainer: keras.Model, rate: float) -> keras.opt
             "auto_scale_loss": False,  # it is scaled already if it has to be
         }
         if not obstacle(model):  # or else a train step of the user's may look at them
-            given |= {"metrics": None, "weighted_metrics": None}
+            given |= {"metrics": [], "weighted_metrics": []}  # None would keep the old ones
         keras.Model.compile(trainer, **given)
     return carried.optimizer
 

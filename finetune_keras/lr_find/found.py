@@ -15,6 +15,8 @@ from finetune_keras import _optional, _plots
 
 __all__ = ["LRFind", "found", "smooth"]
 
+_RULE = "minimum/10"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LRFind:
@@ -26,9 +28,9 @@ class LRFind:
         smoothed: their moving average, corrected for its start at zero.
         suggestion: a rate to train at; ``None`` where the curve does not tell.
         reason: how the suggestion was found, or why there is none.
-        suggestions: the rate by each rule, empty without a suggestion: ``"valley"``, which is
-            ``suggestion``; ``"steepest"``, where the smoothed loss falls fastest; ``"minimum/10"``,
-            a tenth of the rate where it is lowest.
+        suggestions: the rate by each rule, empty without a suggestion: ``"minimum/10"``, which is
+            ``suggestion``: a tenth of the rate where the smoothed loss is lowest; ``"steepest"``,
+            where it falls fastest; ``"valley"``, the middle of its longest valley.
         stopped: whether the loss diverged before the last rate.
     """
 
@@ -76,7 +78,7 @@ class LRFind:
         if self.suggestion is None:
             return f"<LRFind: no suggestion, since {self.reason}; {last}>"
         others = ", ".join(
-            f"{rate:.2g} by {name}" for name, rate in self.suggestions.items() if name != "valley"
+            f"{rate:.2g} by {name}" for name, rate in self.suggestions.items() if name != _RULE
         )
         return f"<LRFind: {self.suggestion:.2g} by {self.reason} ({others}); {last}>"
 
@@ -116,8 +118,8 @@ def found(rates: np.ndarray, losses: np.ndarray, smoothing: float, *, stopped: b
         learning_rates=rates,
         losses=losses,
         smoothed=smoothed,
-        suggestion=suggestions.get("valley"),
-        reason=why or "valley",
+        suggestion=suggestions.get(_RULE),
+        reason=why or _RULE,
         suggestions=suggestions,
         stopped=stopped,
     )
@@ -126,27 +128,30 @@ def found(rates: np.ndarray, losses: np.ndarray, smoothing: float, *, stopped: b
 def _flat(losses: np.ndarray, smoothed: np.ndarray, smoothing: float) -> str:
     """Why a curve tells nothing; empty if it falls by more than its noise."""
     if len(losses) < 10:
-        return f"there are only {len(losses)} steps"
-    low = int(smoothed.argmin())
-    before = losses[: max(low // 2, len(losses) // 5, 5)]
-    # The average is over about so many losses.
-    over = min(len(before), (1 + smoothing) / (1 - smoothing))
-    noise = float(before.std()) / np.sqrt(over)
-    level = float(before.mean())
-    fall = level - float(smoothed[low])
-    if fall > max(4 * noise, 1e-3 * abs(level)):
+        return f"the loss diverged after {len(losses)} steps: start lower"
+    low = _lowest(smoothed)
+    level = float(losses[: max(low // 2, 5)].mean())
+    # Of one loss, by differences, which a slow fall does not add to; an average is over this many.
+    noise = float(np.diff(losses[: max(low, len(losses) // 3)]).std()) / np.sqrt(2)
+    over = min(low + 1, (1 + smoothing) / (1 - smoothing))
+    if level - float(smoothed[low]) > max(4 * noise / np.sqrt(over), 1e-3 * abs(level)):
         return ""
     return "the loss never falls by more than its noise from batch to batch"
 
 
+def _lowest(smoothed: np.ndarray) -> int:
+    """Where the average is lowest; its first tenth is of too few losses to tell."""
+    skip = len(smoothed) // 10
+    return skip + int(smoothed[skip:].argmin())
+
+
 def _suggestions(rates: np.ndarray, smoothed: np.ndarray) -> dict[str, float]:
-    low = int(smoothed.argmin())
-    slope = np.gradient(smoothed[: low + 1], np.log(rates[: low + 1]))
-    skip = min(len(rates) // 10, low)  # the average begins with single losses
+    low, skip = _lowest(smoothed), len(smoothed) // 10
+    slope = np.gradient(smoothed, np.log(rates))[skip : low + 1]
     made = {
-        "valley": rates[_valley(smoothed)],
-        "steepest": rates[skip + int(slope[skip:].argmin())],
         "minimum/10": rates[low] / 10,
+        "steepest": rates[skip + int(slope.argmin())],
+        "valley": rates[skip + _valley(smoothed[skip:])],
     }
     return {name: float(rate) for name, rate in made.items()}
 
