@@ -103,14 +103,15 @@ def lr_find(
             preprocess=preprocess(model),
         )
         _check_data(model, read)
-        division = _divided(model)
+        own = obstacle(model) is not None  # a train step, or a call, of the user's
+        division = None if own else _frozen(model)
         if division is None:
             trainer, batches = model, ((b.x, b.y, b.sample_weight) for b in read)
         else:
             features = compute(division.prefix, read.source(), verbose=verbose)
             trainer, batches = division.suffix, _of(features)
         with kept.compiled(trainer):
-            optimizer = _compile(model, trainer, rates[0])
+            optimizer = _compile(model, trainer, rates[0], metrics=own)
             losses, stopped = _sweep(trainer, optimizer, batches, rates, smoothing, verbose)
     return found(rates[: len(losses)], losses, smoothing, stopped=stopped)
 
@@ -165,10 +166,8 @@ def _check_data(model: keras.Model, read: Batches) -> None:
             raise ValueError(f"{finding.message}: {finding.fix}")
 
 
-def _divided(model: keras.Model) -> Division | None:
+def _frozen(model: keras.Model) -> Division | None:
     """The model in two, where the first part is frozen and can be computed apart."""
-    if obstacle(model) is not None:
-        return None
     division = divide(model)
     apart = division.frozen and division.batched and not division.prefix.metrics
     return division if apart else None
@@ -184,7 +183,9 @@ def _of(features: FeatureSet) -> Iterator[tuple[Any, Any, Any]]:
                 yield parts
 
 
-def _compile(model: keras.Model, trainer: keras.Model, rate: float) -> keras.optimizers.Optimizer:
+def _compile(
+    model: keras.Model, trainer: keras.Model, rate: float, *, metrics: bool
+) -> keras.optimizers.Optimizer:
     """Compiles ``trainer`` as ``model`` is, with a copy of its optimizer at a plain rate."""
     with scope(model):
         carried = optimizers.carry(
@@ -196,7 +197,7 @@ def _compile(model: keras.Model, trainer: keras.Model, rate: float) -> keras.opt
             "steps_per_execution": 1,
             "auto_scale_loss": False,  # it is scaled already if it has to be
         }
-        if not obstacle(model):  # or else a train step of the user's may look at them
+        if not metrics:
             given |= {"metrics": [], "weighted_metrics": []}  # None would keep the old ones
         keras.Model.compile(trainer, **given)
     return carried.optimizer
