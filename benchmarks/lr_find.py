@@ -1,15 +1,15 @@
 """What a learning-rate range test costs, and what its suggestion is worth, on real images.
 
-    python benchmarks/lr_find.py --data DATA --case frozen --out frozen.json
-    python benchmarks/lr_find.py --data DATA --case open --epochs 2 --out open.json
+    python benchmarks/lr_find.py --data DATA --case frozen --rules --out frozen.json
+    python benchmarks/lr_find.py --data DATA --case open --epochs 1 --out open.json
 
 DATA has ``flowers5/{train,val}/<class>/*.jpg`` and ``weights/mobilenet_v2_1.0/*.weights.h5``, a
 MobileNetV2 pretrained on ImageNet, without its top. ``frozen`` trains a head on it by ``ftk.fit``,
 ``open`` trains all but the normalisations by ``model.fit``. Images are of 96 pixels, in batches of
 32. For each seed: 100 steps of ``lr_find``, then training from the same start at 0.1, 1 and 10
-times the suggestion, at that of the other rules and at the default of ``ftk.build``, and the
-accuracy on the validation images. ``cost`` is CPU seconds of ``lr_find`` over those of one epoch,
-both warm, and beside it how many steps were made. Prints one JSON object.
+times the suggestion, with ``--rules`` at that of the other rules and at the default of
+``ftk.build``, and the accuracy on the validation images. ``cost`` is CPU seconds of ``lr_find``
+over those of one epoch, both warm, and beside it how many steps were made. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rules", action="store_true", help="the other rules and the default too")
     parser.add_argument("--repeats", type=int, default=3, help="of the timing")
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -64,12 +66,15 @@ def main() -> None:
         "images": len(train[0]),
         "epochs": args.epochs,
     }
-    rows = [of_seed(seed, args, train, val) for seed in range(args.seeds)]
-    result["suggestions"] = [row["suggestions"] for row in rows]
-    result["accuracy"] = {
-        way: summary([row["accuracy"][way] for row in rows]) for way in rows[0]["accuracy"]
-    }
-    result["cost"] = cost(args, train)
+    if args.seeds:
+        with tempfile.TemporaryDirectory() as folder:  # features, which all seeds share
+            rows = [of_seed(seed, args, train, val, folder) for seed in range(args.seeds)]
+        result["suggestions"] = [row["suggestions"] for row in rows]
+        result["accuracy"] = {
+            way: summary([row["accuracy"][way] for row in rows]) for way in rows[0]["accuracy"]
+        }
+    if args.repeats:
+        result["cost"] = cost(args, train)
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:
@@ -89,20 +94,23 @@ def made(args: argparse.Namespace, seed: int, rate: float | None = None) -> kera
     )
 
 
-def of_seed(seed: int, args: argparse.Namespace, train: tuple, val: tuple) -> dict:
+def of_seed(seed: int, args: argparse.Namespace, train: tuple, val: tuple, folder: str) -> dict:
     """The suggestions, and what training at them gives."""
     model = made(args, seed)
     found = ftk.lr_find(model, train, verbose=0)
     rates = {f"{factor} x suggestion": factor * found.suggestion for factor in (0.1, 1, 10)}
-    rates |= {k: v for k, v in found.suggestions.items() if v != found.suggestion}
-    rates["default"] = float(model.optimizer.learning_rate)
+    if args.rules:
+        rates |= {k: v for k, v in found.suggestions.items() if v != found.suggestion}
+        rates["default"] = float(model.optimizer.learning_rate)
     start, accuracy = model.get_weights(), {}
     for way, rate in rates.items():
         model.set_weights(start)
         ftk.compile(model, optimizer=args.optimizer, learning_rate=rate)
         keras.utils.set_random_seed(seed)
-        fit = ftk.fit if args.case == "frozen" else keras.Model.fit
-        fit(model, *train, epochs=args.epochs, verbose=0)
+        if args.case == "frozen":
+            ftk.fit(model, *train, epochs=args.epochs, cache=folder, verbose=0)
+        else:
+            model.fit(*train, epochs=args.epochs, verbose=0)
         predicted = model.predict(val[0], verbose=0).argmax(-1)
         accuracy[way] = float((predicted == val[1]).mean())
         print(json.dumps({"seed": seed, "way": way, "rate": rate, "accuracy": accuracy[way]}),
