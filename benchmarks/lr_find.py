@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rules", action="store_true", help="the other rules and the default too")
     parser.add_argument("--repeats", type=int, default=3, help="of the timing")
     parser.add_argument("--out")
@@ -66,9 +67,10 @@ def main() -> None:
         "images": len(train[0]),
         "epochs": args.epochs,
     }
-    if args.seeds:
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    if seeds:
         with tempfile.TemporaryDirectory() as folder:  # features, which all seeds share
-            rows = [of_seed(seed, args, train, val, folder) for seed in range(args.seeds)]
+            rows = [of_seed(seed, args, train, val, folder) for seed in seeds]
         result["suggestions"] = [row["suggestions"] for row in rows]
         result["accuracy"] = {
             way: summary([row["accuracy"][way] for row in rows]) for way in rows[0]["accuracy"]
