@@ -361,6 +361,35 @@ def test_a_shuffled_torch_loader_leaves_the_random_state(half_frozen):
         assert bool((a == b).all())
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_task_takes_its_raw_texts(trainable):
+    keras_hub = pytest.importorskip("keras_hub")
+    tokenizer = keras_hub.tokenizers.BertTokenizer(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    )
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=6,
+    )
+    backbone.trainable = trainable
+    task = keras_hub.models.BertTextClassifier(
+        backbone=backbone,
+        num_classes=2,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=6),
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    task.compile(keras.optimizers.Adam(1e-2), loss)
+    before = everything(task)
+    texts = ["good film", "bad film", "film", "good good"] * 4
+    found = ftk.lr_find(task, texts, np.array([1, 0, 0, 1] * 4), batch_size=8, **STEPS)
+    assert np.isfinite(found.losses).all()
+    assert_same(before, everything(task))
+
+
 def test_a_network_in_half_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -230,8 +230,10 @@ def _sweep(
         average = smoothing * average + (1 - smoothing) * loss
         smoothed = average / (1 - smoothing ** (i + 1))
         lowest = min(lowest, smoothed)
+        stopped = bool(smoothed - lowest > _DIVERGED * max(abs(losses[0]), abs(lowest)))
         if verbose:
-            bar.update(i + 1, [("loss", smoothed), ("rate", rate)])
-        if smoothed - lowest > _DIVERGED * max(abs(losses[0]), abs(lowest)):
+            told = [("loss", smoothed), ("rate", rate)]
+            bar.update(i + 1, told, finalize=stopped or i + 1 == len(rates))
+        if stopped:
             return losses, True
     return losses, False
