@@ -8,7 +8,7 @@ right by construction, and never computes a frozen layer twice.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import callbacks, data, graph, heads, record, select
+from finetune_keras import callbacks, data, graph, heads, record, schedules, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.averaging import Snapshot, Soup, Sweep, snapshot, soup, wise_ft
@@ -28,6 +28,7 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.lr_find import LRFind, lr_find
 from finetune_keras.optimizers import ema, layerwise
 from finetune_keras.predict import Prediction, Predictions, predict
 from finetune_keras.replace_head import replace_head
@@ -41,6 +42,7 @@ __all__ = [
     "Finding",
     "Findings",
     "HeadError",
+    "LRFind",
     "Listing",
     "Loaded",
     "Prediction",
@@ -68,10 +70,12 @@ __all__ = [
     "list_backbones",
     "load",
     "load_torch",
+    "lr_find",
     "predict",
     "preprocessor",
     "record",
     "replace_head",
+    "schedules",
     "select",
     "snapshot",
     "soup",

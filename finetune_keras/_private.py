@@ -19,12 +19,14 @@ __all__ = [
     "converted_families",
     "copy_decay_exclusions",
     "exclude_from_decay",
+    "global_seeds",
     "in_safe_mode",
     "known_code",
     "layer_scale",
     "metric_direction",
     "own_weights",
     "rate_object",
+    "set_global_seeds",
     "share_start",
     "sublayers",
     "tensors_read",
@@ -147,6 +149,26 @@ def exclude_from_decay(
     optimizer.exclude_from_weight_decay(var_list=variables)
     optimizer._exclude_from_weight_decay |= before[0] or set()
     optimizer._exclude_from_weight_decay_pattern = before[1]
+
+
+def global_seeds() -> keras.random.SeedGenerator | None:
+    """The generator that random operations without a seed of their own draw from; ``None`` before
+    the first one.
+
+    Publicly it can only be set to a start, by ``keras.utils.set_random_seed``.
+    """
+    from keras.src.backend.common import global_state
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    return global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+
+
+def set_global_seeds(generator: keras.random.SeedGenerator | None) -> None:
+    """Puts back what `global_seeds` gave."""
+    from keras.src.backend.common import global_state
+    from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
 
 
 def rate_object(optimizer: keras.optimizers.Optimizer) -> Any:

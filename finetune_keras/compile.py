@@ -49,9 +49,10 @@ def compile(  # noqa: A001 - Keras' own word for it
         model: a built ``keras.Model``, compiled before or not.
         optimizer: a Keras name or an instance. An instance that was already used is copied by its
             config, since Keras ties an optimizer to the variables it first saw.
-        learning_rate: a number or a ``LearningRateSchedule``. For an optimizer given by name the
-            default is Keras' own (1e-3 for Adam) while only a head learns, and a hundredth of it
-            once the backbone does, or a tenth with ``layer_decay``.
+        learning_rate: a number or a ``LearningRateSchedule``, whose step 0 is the next step.
+            For an optimizer given by name the default is Keras' own (1e-3 for Adam) while only a
+            head learns, and a hundredth of it once the backbone does, or a tenth with
+            ``layer_decay``.
         loss: as in ``keras.Model.compile``, like all that follow.
         metrics: a list of metrics.
         loss_weights: one weight an output.

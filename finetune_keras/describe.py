@@ -215,7 +215,8 @@ def _row(name: str, part: str, units, model: keras.Model, rate: float | None, sc
 
 def _optimizer(model: keras.Model, rate: float) -> str:
     kind = type(optimizers.innermost(model.optimizer)).__name__
-    now = " now, by a schedule" if optimizers.scheduled(model.optimizer) else ""
+    schedule = optimizers.schedule(model.optimizer)
+    now = f" now, by {schedule}" if schedule else ""
     if optimizers.layerwise_of(model.optimizer) is not None:
         now += ", scaled by layer"
     average = optimizers.averaging_of(model.optimizer)

@@ -27,6 +27,8 @@ class Change:
         thawed: paths of variables that learn now and did not before.
         norms: paths of normalisation variables that were selected to thaw and stay frozen.
         learning_rate: the rate before and after; ``None`` if the model is not compiled.
+        schedule: the schedule that the rate follows from now on, in a few words; empty if it is a
+            number.
         schedule_dropped: whether a learning rate schedule gave way to that constant rate.
         restarted: whether the optimizer's slots could not be kept and start at zero.
     """
@@ -35,6 +37,7 @@ class Change:
     thawed: tuple[str, ...]
     norms: tuple[str, ...] = ()
     learning_rate: tuple[float, float] | None = None
+    schedule: str = ""
     schedule_dropped: bool = False
     restarted: bool = False
 
@@ -53,6 +56,7 @@ class Change:
             lines.append(
                 "learning rate: {:.3g} -> {:.3g}".format(*self.learning_rate)
                 + (constant if self.schedule_dropped else "")
+                + (f" now, by {self.schedule}" if self.schedule else "")
             )
         if self.restarted:
             lines.append("the optimizer's slots could not be matched and start at zero")
@@ -115,7 +119,7 @@ def thaw(
         model: a built ``keras.Model``, compiled or not, trained or not.
         selector: what to thaw, such as ``select.after("conv4_block6_out")``.
         only: thaw this and nothing else, so that all the rest is frozen.
-        learning_rate: the rate from now on, a number or a schedule.
+        learning_rate: the rate from now on, a number or a schedule, whose step 0 is the next step.
         norms: thaw normalisation layers too. By default they stay as they are, gamma and beta
             included: their statistics belong to the pretraining data, and a few small batches
             of new data spoil them.
@@ -209,6 +213,7 @@ def _recompile(model: keras.Model, joins: bool, learning_rate) -> dict:
         recompile(model, carried.optimizer)
     return {
         "learning_rate": (rate, optimizers.rate(carried.optimizer)),
+        "schedule": optimizers.schedule(carried.optimizer),
         "schedule_dropped": optimizers.scheduled(old)
         and not optimizers.scheduled(carried.optimizer),
         "restarted": carried.restarted,

@@ -21,6 +21,7 @@ ORDER = [
     "_version",
     "_errors",
     "_optional",
+    "_plots",
     "_private",
     "arrays",
     "data.order",
@@ -51,6 +52,8 @@ ORDER = [
     "blocks",
     "select",
     "flags",
+    "schedules",
+    "optimizers.started",
     "optimizers.newcomers",
     "optimizers.wrapper",
     "optimizers.moves",
@@ -176,6 +179,10 @@ ORDER = [
     "averaging.wise_ft",
     "averaging.soup",
     "averaging",
+    "lr_find.found",
+    "lr_find.kept",
+    "lr_find.batches",
+    "lr_find",
     "",
 ]
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import chain
+from conftest import chain, value
 
 from finetune_keras import _private
 
@@ -84,6 +84,20 @@ def test_exclude_from_decay_adds_to_what_was_excluded():
     _private.exclude_from_decay(optimizer, [kernels[1]])
     decayed = [optimizer._use_weight_decay(v) for v in model.trainable_variables]
     assert decayed == [False, False, False, False, True, False]
+
+
+def test_global_seeds_is_what_unseeded_operations_draw_from():
+    keras.utils.set_random_seed(1)
+    _private.set_global_seeds(None)
+    assert _private.global_seeds() is None
+    first = value(keras.random.normal((3,)))
+    made = _private.global_seeds()
+    state = value(made.state)
+    second = value(keras.random.normal((3,)))
+    _private.set_global_seeds(made)
+    made.state.assign(state)
+    assert np.array_equal(value(keras.random.normal((3,))), second)
+    assert not np.array_equal(first, second)
 
 
 def test_rate_object_is_the_schedule_itself():

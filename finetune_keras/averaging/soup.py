@@ -11,13 +11,12 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _optional
+from finetune_keras import _plots
 from finetune_keras._errors import nearest
 from finetune_keras.averaging import place
 from finetune_keras.averaging.scoring import Score, Scorer
 from finetune_keras.averaging.snapshot import Snapshot, snapshot
 from finetune_keras.averaging.sources import Reader, located, opened
-from finetune_keras.data.preview import written
 
 __all__ = ["RECIPES", "Soup", "soup"]
 
@@ -92,9 +91,8 @@ class Soup:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        figures = _optional.require("matplotlib.figure", "plots")
         across = max(5.0, 0.5 * len(self.names))
-        figure = figures.Figure(figsize=(across, 3.2), layout="constrained")
+        figure = _plots.figure(across, 3.2)
         axes = figure.add_subplot()
         for here, label in ((True, "in the soup"), (False, "left out")):
             at = [i for i in range(len(self.names)) if (i in self.kept) is here]
@@ -104,7 +102,7 @@ class Soup:
         axes.set_xticks(range(len(self.names)), self.names, rotation=30, ha="right", fontsize=8)
         axes.set_ylabel(f"validation {self.monitor}")
         axes.legend()
-        return figure if path is None else written(figure, Path(path).expanduser())
+        return _plots.given(figure, path)
 
 
 def soup(

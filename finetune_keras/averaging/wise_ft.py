@@ -12,11 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras import _optional
+from finetune_keras import _plots
 from finetune_keras.averaging import place
 from finetune_keras.averaging.scoring import Score, Scorer
 from finetune_keras.averaging.sources import Reader, opened
-from finetune_keras.data.preview import written
 
 __all__ = ["Sweep", "wise_ft"]
 
@@ -90,8 +89,7 @@ class Sweep:
         Raises:
             ImportError: if matplotlib is not installed.
         """
-        figures = _optional.require("matplotlib.figure", "plots")
-        figure = figures.Figure(figsize=(5, 3.2), layout="constrained")
+        figure = _plots.figure(5, 3.2)
         axes = figure.add_subplot()
         axes.plot(self.mixes, self.scores, "o-", markersize=4)
         axes.plot([self.chosen], [self.score], "o", markersize=9, label=f"mix {self.chosen:g}")
@@ -99,7 +97,7 @@ class Sweep:
         axes.set_xlabel("mix: 0 is the start, 1 is fine-tuned")
         axes.set_ylabel(f"validation {self.monitor}")
         axes.legend()
-        return figure if path is None else written(figure, Path(path).expanduser())
+        return _plots.given(figure, path)
 
 
 def wise_ft(

@@ -48,7 +48,10 @@ class Arrays:
         return (functools.partial(self._batch, i) for i in (itertools.cycle(at) if loop else at))
 
     def _batch(self, i: int) -> tuple:
-        at = slice(i * self.size, min((i + 1) * self.size, self.examples))
+        return self.take(slice(i * self.size, min((i + 1) * self.size, self.examples)))
+
+    def take(self, at: slice) -> tuple:
+        """Any rows of all arrays; of NumPy's and data frames by an array of numbers too."""
         return arrays.each(lambda a: self._cast(arrays.rows(a, at)), self.data)
 
     def _cast(self, array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from finetune_keras.cache.batch import Batch, batch_digest, convert, differs
 from finetune_keras.cache.sliced import Arrays, split
 from finetune_keras.data.dataset import Plan
 
-__all__ = ["Batch", "Source", "batch_digest", "source", "split"]
+__all__ = ["Batch", "Source", "batch_digest", "is_stream", "source", "split"]
 
 
 def source(
@@ -66,7 +66,7 @@ def source(
             raise ValueError(f"{name} is a whole number from 1 on; given {value}")
     if x is None:
         raise TypeError(f"{what}: x is missing")
-    if not _streams(x):
+    if not is_stream(x):
         reader = Arrays(
             x,
             y,
@@ -288,7 +288,8 @@ class Source:
         return ValueError(f"{self._what}: {spec} gives no batch: it is empty{used}")
 
 
-def _streams(x: Any) -> bool:
+def is_stream(x: Any) -> bool:
+    """Whether this gives batches, rather than being arrays."""
     if isinstance(x, keras.utils.PyDataset) or hasattr(x, "__next__"):
         return True
     if arrays.is_array(x) or isinstance(x, Mapping | list | tuple | str | bytes):

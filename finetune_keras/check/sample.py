@@ -15,7 +15,7 @@ import numpy as np
 from finetune_keras.arrays import short, splits, to_numpy
 from finetune_keras.data.order import Order
 
-__all__ = ["Sample", "draw"]
+__all__ = ["Sample", "draw", "random_state"]
 
 _WHOLE = 10_000_000  # labels of an array are read in full up to this many: a tenth of a second
 
@@ -61,14 +61,14 @@ def draw(data: Any, batches: int, batch_size: int) -> Sample:
         )
     if several := splits(data):
         raise TypeError(f"the data are {several}")
-    with _random_state(data):
+    with random_state(data):
         if isinstance(data, tuple):
             return _arrays(data, batches, batch_size)
         return _stream(data, batches)
 
 
 @contextlib.contextmanager
-def _random_state(data: Any):
+def random_state(data: Any):
     """Gives back what shuffling and the user's own code draw meanwhile."""
     own = getattr(data, "generator", None)  # a torch loader's
     own = own if hasattr(own, "get_state") and hasattr(own, "set_state") else None

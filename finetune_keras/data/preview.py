@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from finetune_keras import _plots
 from finetune_keras import arrays as _arrays
 from finetune_keras._errors import whole
-from finetune_keras._optional import require
 from finetune_keras.data import folders
 
 __all__ = ["preview"]
@@ -51,7 +50,6 @@ def preview(
         >>> [axes.get_title() for axes in preview(ds).axes]
         ['cat', 'dog', 'cat', 'dog']
     """
-    figures = require("matplotlib.figure", "plots")
     rows, columns = whole("rows", rows, 1), whole("columns", columns, 1)
     if not hasattr(ds, "__iter__"):
         raise TypeError(f"a data set of images is wanted; given {ds!r:.80}")
@@ -64,7 +62,7 @@ def preview(
     shown = np.clip((images - lower) / max(upper - lower, 1e-6), 0, 1)
     across = min(columns, len(shown))
     down = -(-len(shown) // across)
-    figure = figures.Figure(figsize=(1.7 * across, 1.95 * down), layout="constrained")
+    figure = _plots.figure(1.7 * across, 1.95 * down)
     for i, image in enumerate(shown):
         axes = figure.add_subplot(down, across, i + 1)
         axes.set_axis_off()
@@ -73,20 +71,7 @@ def preview(
             axes.set_title(_words(labels[i], names), fontsize=8)
     if stretched:
         figure.suptitle(f"pixels from {low:.3g} to {high:.3g}, stretched", fontsize=8)
-    return figure if path is None else written(figure, path)
-
-
-def written(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG, whole or not at all."""
-    if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format="png", dpi=110)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return _plots.given(figure, path)
 
 
 def _first(ds: Any, most: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -18,19 +18,21 @@ import numpy as np
 
 from finetune_keras import _private
 from finetune_keras._errors import nearest
-from finetune_keras.optimizers import newcomers
+from finetune_keras.optimizers import newcomers, started
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain, innermost
 
 __all__ = [
     "Carried",
     "carry",
     "copied",
+    "counted",
     "default_rate",
     "make",
     "nested",
     "open_rate",
     "rate",
     "scaled",
+    "schedule",
     "scheduled",
     "settings",
     "without",
@@ -76,6 +78,18 @@ def rate(optimizer: Optimizer) -> float:
 def scheduled(optimizer: Optimizer) -> bool:
     """Whether the rate comes from a schedule."""
     return callable(_private.rate_object(innermost(optimizer)))
+
+
+def schedule(optimizer: Optimizer) -> str:
+    """The schedule that the rate comes from, in a few words; empty if it is a number."""
+    rate_ = _private.rate_object(innermost(optimizer))
+    return started.told(rate_) if callable(rate_) else ""
+
+
+def counted(optimizer: Optimizer) -> int:
+    """How many steps a schedule has counted: batches, where gradients are accumulated too."""
+    (count,) = [v for v in innermost(optimizer).variables if v.name == "iteration"]
+    return int(keras.ops.convert_to_numpy(count))
 
 
 def settings(**given) -> dict:
@@ -127,6 +141,9 @@ def make(
         settings: what `settings` gave.
     """
     if isinstance(optimizer, Optimizer):
+        if learning_rate is None and optimizer.built and scheduled(optimizer):
+            learning_rate = _private.rate_object(innermost(optimizer))
+        learning_rate = started.plain(learning_rate)  # a new optimizer counts from 0
         if optimizer.built or learning_rate is not None or settings:
             optimizer = _from_config(optimizer, learning_rate, settings)
         return optimizer
@@ -232,10 +249,15 @@ def carry(
     Args:
         old: a Keras optimizer, built or not. It is not changed, and not used any more.
         new_variables: the variables that learn from now on.
-        learning_rate: a number or schedule; ``None`` keeps the rate in force.
+        learning_rate: a number or schedule; ``None`` keeps the rate in force. A schedule begins
+            now: the optimizer's count of steps goes on, and is taken off.
         settings: what `settings` gave.
         change: what is done to the new optimizer before it is built, such as a wrapper put on.
     """
+    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) and old.built:
+        first_step = counted(old)
+        if first_step:
+            learning_rate = started.Started(learning_rate, first_step)
     new = _from_config(old, learning_rate, settings)
     new = new if change is None else change(new)
     slots, rest = _build(new, new_variables)
