@@ -8,7 +8,7 @@ right by construction, and never computes a frozen layer twice.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import data, graph, heads, record, select
+from finetune_keras import callbacks, data, graph, heads, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.backbones import (
@@ -48,6 +48,7 @@ __all__ = [
     "__version__",
     "backbone",
     "build",
+    "callbacks",
     "check",
     "compile",
     "data",

@@ -3,6 +3,7 @@
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
+    checked_rate,
     default_rate,
     innermost,
     make,
@@ -16,6 +17,7 @@ from finetune_keras.optimizers.state import (
 __all__ = [
     "Carried",
     "carry",
+    "checked_rate",
     "default_rate",
     "innermost",
     "make",

@@ -23,6 +23,7 @@ from finetune_keras.optimizers import newcomers
 __all__ = [
     "Carried",
     "carry",
+    "checked_rate",
     "default_rate",
     "innermost",
     "make",

@@ -1,0 +1,5 @@
+"""Callbacks for ``model.fit(callbacks=[...])`` and `finetune_keras.fit`."""
+
+from finetune_keras.callbacks.gradual_thaw import GradualThaw, Thawed
+
+__all__ = ["GradualThaw", "Thawed"]
