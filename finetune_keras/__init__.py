@@ -28,6 +28,7 @@ from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
 from finetune_keras.predict import Prediction, Predictions, predict
+from finetune_keras.regularize.reinit import Reinit, reinit
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Loaded",
     "Prediction",
     "Predictions",
+    "Reinit",
     "SelectionError",
     "WeightsError",
     "__version__",
@@ -64,6 +66,7 @@ __all__ = [
     "predict",
     "preprocessor",
     "record",
+    "reinit",
     "replace_head",
     "select",
     "split",

@@ -69,6 +69,8 @@ ORDER = [
     "heads",
     "losses",
     "compile",
+    "regularize",
+    "regularize.reinit",
     "freeze",
     "describe",
     "load",

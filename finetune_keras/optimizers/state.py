@@ -193,6 +193,7 @@ def carry(
     new_variables: list[keras.Variable],
     learning_rate=None,
     settings: dict | None = None,
+    restart: frozenset[int] = frozenset(),
 ) -> Carried:
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
@@ -204,6 +205,7 @@ def carry(
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force.
         settings: what `settings` gave.
+        restart: ``id``s of variables that ``old`` is to have known nothing of.
     """
     new = _from_config(old, learning_rate, settings)
     slots, rest = _build(new, new_variables)
@@ -211,6 +213,8 @@ def carry(
         return Carried(new, restarted=False)
     old_variables = _private.built_on(old)
     known = _slots_of(old, old_variables)
+    if known is not None:
+        known = {key: slot for key, slot in known[0].items() if key[0] not in restart}, known[1]
     restarted = known is None
     if known is None:
         steps = [[v for v in o.variables if v.name == "iteration"] for o in (old, new)]
@@ -224,7 +228,8 @@ def carry(
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
     _start_averages(slots, new_variables, known[0] if known else {})
     if not restarted:
-        newcomers.attach(innermost(new), _newcomers(old, old_variables, new_variables))
+        kept = [v for v in old_variables if id(v) not in restart]
+        newcomers.attach(innermost(new), _newcomers(old, kept, new_variables))
     return Carried(new, restarted)
 
 
@@ -242,7 +247,7 @@ def _newcomers(old: Optimizer, old_variables: list, new_variables: list) -> list
     """The variables without history, now and from earlier changes, by their first step."""
     step = int(keras.ops.convert_to_numpy(innermost(old).iterations))
     known = {id(v) for v in old_variables}
-    still = {id(v) for v in new_variables}
+    still = known & {id(v) for v in new_variables}
     groups = [
         newcomers.Group(g.since, tuple(v for v in g.variables if id(v) in still))
         for g in newcomers.groups(innermost(old))
