@@ -28,10 +28,12 @@ from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
 from finetune_keras.predict import Prediction, Predictions, predict
+from finetune_keras.regularize.l2sp import L2SP, l2sp
 from finetune_keras.regularize.reinit import Reinit, reinit
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
+    "L2SP",
     "Backbone",
     "CacheError",
     "Change",
@@ -60,6 +62,7 @@ __all__ = [
     "freeze",
     "graph",
     "heads",
+    "l2sp",
     "list_backbones",
     "load",
     "load_torch",

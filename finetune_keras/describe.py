@@ -8,6 +8,7 @@ import html
 import keras
 
 from finetune_keras import blocks, depth, flags, graph, optimizers, parts, record
+from finetune_keras.regularize import l2sp
 from finetune_keras.tape import is_random
 
 __all__ = ["Description", "Row", "describe"]
@@ -257,6 +258,7 @@ def _notes(divided: parts.Parts) -> tuple[str, ...]:
             "moves their statistics"
         )
     notes += [note for _, x in seen.layers if (note := getattr(x, "ftk_note", ""))]
+    notes += filter(None, [l2sp.note(model)])
     dropped = _frozen_random(divided)
     if dropped:
         notes.append(

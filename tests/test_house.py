@@ -70,6 +70,7 @@ ORDER = [
     "losses",
     "compile",
     "regularize",
+    "regularize.l2sp",
     "regularize.reinit",
     "freeze",
     "describe",

@@ -43,13 +43,7 @@ def test_a_block_starts_anew_and_the_rest_stays():
     limit = np.sqrt(6 / (2 * 9 * 8))  # Glorot, uniform
     kernel = after["residual/block2_conv1/kernel"]
     assert limit / 2 < np.abs(kernel).max() <= limit
-    assert (
-        str(found)
-        == (
-            "initialised anew: 11 variables in 4 layers, residual/block2_short to residual/block2_conv2"
-        )
-        or len(found.variables) == 10
-    )
+    assert str(found).startswith("initialised anew: 10 variables in 4 layers, residual/block2_")
 
 
 @pytest.mark.parametrize(
