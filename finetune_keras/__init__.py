@@ -27,9 +27,11 @@ from finetune_keras.compile import compile  # noqa: A004
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
+from finetune_keras.normalization import StochasticNormalization
 from finetune_keras.predict import Prediction, Predictions, predict
 from finetune_keras.regularize.l2sp import L2SP, l2sp
 from finetune_keras.regularize.reinit import Reinit, reinit
+from finetune_keras.regularize.stochastic import stochastic_norm
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Predictions",
     "Reinit",
     "SelectionError",
+    "StochasticNormalization",
     "WeightsError",
     "__version__",
     "backbone",
@@ -73,5 +76,6 @@ __all__ = [
     "replace_head",
     "select",
     "split",
+    "stochastic_norm",
     "thaw",
 ]

@@ -279,4 +279,6 @@ def _frozen_random(divided: parts.Parts) -> int:
     learns = {i for i, call in enumerate(seen.calls) if call.units} - frozen
     inside = graph.descendants(seen, frozen) - graph.descendants(seen, learns)
     inside &= graph.ancestors(seen, frozen) - divided.head_calls
-    return sum(is_random(seen.calls[i].op) for i in inside)
+    # A frozen normalisation draws nothing.
+    ops = [seen.calls[i].op for i in inside if not blocks.is_norm(seen.calls[i].op)]
+    return sum(map(is_random, ops))

@@ -22,7 +22,7 @@ from finetune_keras._errors import SelectionError, nearest
 from finetune_keras.attached import Attached
 from finetune_keras.compile import recompile, scope
 
-__all__ = ["L2SP", "attach", "l2sp", "note"]
+__all__ = ["L2SP", "attach", "l2sp", "move", "note"]
 
 NAME = "ftk_l2sp"  # the attribute of a model, and of its files
 
@@ -201,6 +201,13 @@ def attach(model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
     for place in arrays["shrunk"]:
         _put(units[int(place)], beta, None)
     setattr(model, NAME, L2SP(model, alpha, beta))
+
+
+def move(old: keras.Model, new: keras.Model) -> None:
+    """Puts the penalties of a model on another of the same variables; nothing if it has none."""
+    found = getattr(old, NAME, None)
+    if isinstance(found, L2SP):
+        attach(new, found._arrays())
 
 
 def note(model: keras.Model) -> str:
