@@ -83,8 +83,7 @@ def compiled_in_fit(model: keras.Model) -> Iterator[None]:
     names = ("_loss_tracker", "_compile_loss", "_compile_metrics", "stop_training")
     kept = {name: getattr(model, name) for name in names}
     yield
-    for name, value in kept.items():
-        setattr(model, name, value)
+    vars(model).update(kept)  # set as attributes, metrics would count as a layer's own, too
     model.make_train_function(force=True)
 
 

@@ -331,6 +331,21 @@ def test_errors(given, message):
         GradualThaw(**given)
 
 
+def test_a_stage_ends_with_its_pooling():
+    base = residual()
+    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(base.output)
+    model = keras.Model(base.input, keras.layers.Dense(3)(pooled))
+    assert [s.blocks for s in steps.steps(model, "stage")] == [("pool",), (MIDDLE, STEM)]
+    inside = ftk.build(keras.Model(base.input, pooled), heads.Classification(3))
+    assert [s.blocks for s in steps.steps(inside, "stage")] == [("pool",), (MIDDLE, STEM)]
+
+
+def test_stages_of_unknown_size_are_said():
+    network = residual(size=None)
+    with pytest.raises(ValueError, match="sizes of its maps are unknown: give .* an input_shape"):
+        steps.steps(network, "stage")
+
+
 def test_steps_leave_out_what_cannot_learn():
     model = built()
     with_norms = steps.steps(model, norms=True)
@@ -451,3 +466,14 @@ def test_cached_training_goes_on_from_a_backup(tmp_path):
     cached(fresh, GradualThaw(), backup(tmp_path / "backup"), told)
     assert told.seen == ["begin", 3, "end"]
     equal(whole, fresh)
+
+
+def test_an_evaluation_right_after_is_of_its_data_alone():
+    """The objects of the metrics go through each thaw, and what they counted does not."""
+    model, (x, y) = built(), images()
+    train(model, GradualThaw(), epochs=3)
+    ftk.compile(model, learning_rate=1e-4)
+    found = model.evaluate(x[:5], y[:5], verbose=0, return_dict=True)
+    right = (model.predict(x[:5], verbose=0).argmax(1) == y[:5]).mean()
+    np.testing.assert_allclose(found["accuracy"], right, rtol=1e-6)
+    assert found["loss"] > 0

@@ -143,6 +143,7 @@ def test_compiled_in_fit_keeps_what_fit_has_built():
         np.ones((4, 6)), np.ones((4, 3)), epochs=2, verbose=0, callbacks=[Again()]
     ).history
     assert set(history) == {"loss", "mae"}
+    assert [m.name for m in model.metrics] == ["loss", "compile_metrics"]
     assert history["mae"][0] == history["mae"][1] > 0
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

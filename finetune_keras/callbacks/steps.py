@@ -79,15 +79,21 @@ def _stages(
 
 
 def _stride(seen: graph.Opened, block: blocks.Block) -> int | None:
-    """How many times smaller than the input a block's output is along an edge, as a power of two:
-    unpadded convolutions give 149 for 299 / 2. ``None`` where a size is unknown.
+    """How many times smaller than the input the last map in a block is along an edge, as a power
+    of two: unpadded convolutions give 149 for 299 / 2. ``None`` where a size is unknown.
     """
-    first = keras.config.image_data_format() == "channels_first"
-    shapes = [seen.shapes[seen.inputs[0]], seen.shapes[block.output]] if seen.inputs else []
-    sizes = [s[2:] if first and len(s) > 3 else s[1:-1] for s in shapes]
-    if not all(sizes):
-        return 0  # vectors
-    if any(n is None for size in sizes for n in size):
+    made = [_size(seen.shapes[t]) for i in block.calls for t in seen.calls[i].outputs]
+    maps = [size for size in made if size]  # a pooled vector is of the stage that it pools
+    given = _size(seen.shapes[seen.inputs[0]]) if seen.inputs else ()
+    if not maps or not given:
+        return 0
+    if None in maps[-1] or None in given:
         return None
-    given, made = (math.prod(size) ** (1 / len(size)) for size in sizes)
-    return round(math.log2(given / made))
+    edges = (math.prod(size) ** (1 / len(size)) for size in (given, maps[-1]))
+    return round(math.log2(next(edges) / next(edges)))
+
+
+def _size(shape: tuple) -> tuple:
+    """Of a map or a sequence, without batch and channels; empty for vectors."""
+    first = keras.config.image_data_format() == "channels_first" and len(shape) > 3
+    return tuple(shape[2:] if first else shape[1:-1])
