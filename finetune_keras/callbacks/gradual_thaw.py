@@ -82,7 +82,7 @@ class GradualThaw(keras.callbacks.Callback):
         >>> thawing = ftk.callbacks.GradualThaw(by="stage", decay=0.5)
         >>> _ = model.fit(x, y, epochs=2, verbose=0, callbacks=[thawing])
         >>> [(t.epoch, t.blocks, f"{t.learning_rate:.0e}") for t in thawing.history]
-        [(1, ('stage3_block1_out', 'stage3_block0_out'), '1e-05')]
+        [(1, ('stage3_block1_out',), '1e-05')]
     """
 
     def __init__(

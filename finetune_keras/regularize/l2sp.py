@@ -154,7 +154,7 @@ def l2sp(
         >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
         >>> model = ftk.build(base, heads.Classification(10))
         >>> print(ftk.l2sp(model, alpha=0.1))
-        L2-SP: 52 variables are drawn to their start with alpha=0.1, 2 of the head to zero ...
+        L2-SP: 27 variables are drawn to their start with alpha=0.1, 2 of the head to zero ...
     """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
