@@ -29,11 +29,16 @@ from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
 from finetune_keras.lr_find import LRFind, lr_find
+from finetune_keras.normalization import StochasticNormalization
 from finetune_keras.optimizers import ema, layerwise
 from finetune_keras.predict import Prediction, Predictions, predict
+from finetune_keras.regularize.l2sp import L2SP, l2sp
+from finetune_keras.regularize.reinit import Reinit, reinit
+from finetune_keras.regularize.stochastic import stochastic_norm
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
+    "L2SP",
     "Backbone",
     "CacheError",
     "Change",
@@ -47,9 +52,11 @@ __all__ = [
     "Loaded",
     "Prediction",
     "Predictions",
+    "Reinit",
     "SelectionError",
     "Snapshot",
     "Soup",
+    "StochasticNormalization",
     "Sweep",
     "WeightsError",
     "__version__",
@@ -66,6 +73,7 @@ __all__ = [
     "freeze",
     "graph",
     "heads",
+    "l2sp",
     "layerwise",
     "list_backbones",
     "load",
@@ -74,12 +82,14 @@ __all__ = [
     "predict",
     "preprocessor",
     "record",
+    "reinit",
     "replace_head",
     "schedules",
     "select",
     "snapshot",
     "soup",
     "split",
+    "stochastic_norm",
     "thaw",
     "wise_ft",
 ]

@@ -16,6 +16,7 @@ __all__ = [
     "built_on",
     "compile_arguments",
     "compile_call",
+    "compiled_in_fit",
     "converted_families",
     "copy_decay_exclusions",
     "exclude_from_decay",
@@ -29,6 +30,7 @@ __all__ = [
     "set_global_seeds",
     "share_start",
     "sublayers",
+    "take_start",
     "tensors_read",
     "training_now",
     "uncast",
@@ -74,6 +76,20 @@ def compile_call(model: keras.Model) -> object:
     anew after each.
     """
     return model._compile_config
+
+
+@contextlib.contextmanager
+def compiled_in_fit(model: keras.Model) -> Iterator[None]:
+    """A scope for ``model.compile`` with another optimizer while ``fit`` runs.
+
+    ``fit`` builds loss and metrics from the first batch, at its start only, and takes the training
+    function for made. So the built ones stay, and the function is made again.
+    """
+    names = ("_loss_tracker", "_compile_loss", "_compile_metrics", "stop_training")
+    kept = {name: getattr(model, name) for name in names}
+    yield
+    vars(model).update(kept)  # set as attributes, metrics would count as a layer's own, too
+    model.make_train_function(force=True)
 
 
 def built_on(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
@@ -252,3 +268,12 @@ def share_start(source: keras.Model, target: keras.Model) -> None:
     tell ``fit``.
     """
     target._initial_epoch = source._initial_epoch
+
+
+def take_start(model: keras.Model) -> int | None:
+    """The epoch at which a callback such as ``BackupAndRestore`` told ``model`` to start, once.
+
+    ``fit`` would start there whatever epoch it is given.
+    """
+    start, model._initial_epoch = model._initial_epoch, None
+    return start

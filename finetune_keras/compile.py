@@ -269,6 +269,9 @@ def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given
     before = dict(vars(model))
     try:
         kept = _private.compile_arguments(model) if model.compiled else {}
+        for metric in keras.tree.flatten([kept.get("metrics"), kept.get("weighted_metrics")]):
+            if isinstance(metric, keras.metrics.Metric):
+                metric.reset_state()  # ``evaluate`` does not, before a first batch has built them
         if {**kept, **given}.get("loss") is not None:
             given["loss"] = uncertainty.bind(model, {**kept, **given}["loss"])
         if model.compiled:

@@ -8,6 +8,7 @@ import html
 import keras
 
 from finetune_keras import blocks, depth, flags, graph, optimizers, parts, record
+from finetune_keras.regularize import l2sp
 from finetune_keras.tape import is_random
 
 __all__ = ["Description", "Row", "describe"]
@@ -267,6 +268,7 @@ def _notes(divided: parts.Parts) -> tuple[str, ...]:
             "moves their statistics"
         )
     notes += [note for _, x in seen.layers if (note := getattr(x, "ftk_note", ""))]
+    notes += filter(None, [l2sp.note(model)])
     dropped = _frozen_random(divided)
     if dropped:
         notes.append(
@@ -287,4 +289,6 @@ def _frozen_random(divided: parts.Parts) -> int:
     learns = {i for i, call in enumerate(seen.calls) if call.units} - frozen
     inside = graph.descendants(seen, frozen) - graph.descendants(seen, learns)
     inside &= graph.ancestors(seen, frozen) - divided.head_calls
-    return sum(is_random(seen.calls[i].op) for i in inside)
+    # A frozen normalisation draws nothing.
+    ops = [seen.calls[i].op for i in inside if not blocks.is_norm(seen.calls[i].op)]
+    return sum(map(is_random, ops))

@@ -12,8 +12,10 @@ import keras
 
 from finetune_keras import _private, flags, graph, record
 from finetune_keras._errors import sentence
+from finetune_keras.attached import stored
 from finetune_keras.heads import uncertainty
 from finetune_keras.optimizers import innermost, newcomers, rebind
+from finetune_keras.regularize import l2sp
 
 __all__ = ["load"]
 
@@ -25,10 +27,10 @@ def load(
 
     ``keras.models.load_model`` restores the graph, the weights, one flag for each layer and the
     optimizer. This also restores the flags of single variables and of layers inside layers, the
-    optimizer's state in spite of them, the correction of recently thawed variables, and the tie
-    of learned loss weights (``heads.Multi(..., weights="uncertainty")``) to their loss. Class
-    names and kind of labels are read by `finetune_keras.describe`. A file of plain Keras is
-    loaded as Keras would.
+    optimizer's state in spite of them, the correction of recently thawed variables, the penalty
+    of `finetune_keras.l2sp` with its starting weights, and the tie of learned loss weights
+    (``heads.Multi(..., weights="uncertainty")``) to their loss. Class names and kind of labels
+    are read by `finetune_keras.describe`. A file of plain Keras is loaded as Keras would.
 
     Args:
         path: a ``.keras`` file.
@@ -74,6 +76,7 @@ def _load(path: Path, custom_objects: dict | None, safe_mode: bool) -> keras.Mod
     model = keras.models.load_model(
         path, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
     )
+    _penalise_as_saved(model, path)
     found = record.read(model)
     if found is None or not (found.frozen or found.newcomers):
         _compile_as_saved(model, path, custom_objects)
@@ -95,6 +98,15 @@ def _load(path: Path, custom_objects: dict | None, safe_mode: bool) -> keras.Mod
         )
     record.refresh(model)
     return model
+
+
+def _penalise_as_saved(model: keras.Model, path: Path) -> None:
+    import h5py  # comes with Keras
+
+    with zipfile.ZipFile(path) as archive:
+        if "model.weights.h5" in archive.namelist():
+            with h5py.File(io.BytesIO(archive.read("model.weights.h5")), "r") as weights:
+                l2sp.attach(model, stored(weights, l2sp.NAME))
 
 
 def _compile_as_saved(model: keras.Model, path: Path, custom_objects: dict | None) -> None:

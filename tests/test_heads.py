@@ -396,7 +396,7 @@ def test_keras_loads_a_saved_head_compiled(head, tmp_path):
         (Classification, "give num_classes, or class_names"),
         (lambda: Classification(2, class_names=_Folder()), "3 class_names for num_classes=2"),
         (lambda: Classification(3, from_logits="no"), "from_logits is True or False"),
-        (lambda: Classification(3, normalization="group"), "None, 'batch' or 'layer'; given 'gr"),
+        (lambda: Classification(3, normalization="group"), "'layer' or 'stochastic'; given 'gr"),
         (lambda: Ordinal(1), "num_classes must be an integer of 2 or more; given 1"),
         (lambda: Regression(0), "num_outputs must be an integer of 1 or more"),
         (lambda: Regression(loss="hubert"), "did you mean 'huber'"),

@@ -145,6 +145,34 @@ def test_share_start_is_where_fit_begins():
     assert history.epoch == [2]
 
 
+def test_take_start_is_told_once():
+    model = chain()
+    model._initial_epoch = 2
+    assert _private.take_start(model) == 2
+    assert _private.take_start(model) is None
+
+
+def test_compiled_in_fit_keeps_what_fit_has_built():
+    model = chain()
+    model.compile("sgd", "mse", metrics=["mae"])
+
+    class Again(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            with _private.compiled_in_fit(self.model):
+                self.model.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mae"])
+                self.model.optimizer.build(self.model.trainable_variables)
+
+    before = model.get_weights()
+    history = model.fit(
+        np.ones((4, 6)), np.ones((4, 3)), epochs=2, verbose=0, callbacks=[Again()]
+    ).history
+    assert set(history) == {"loss", "mae"}
+    assert [m.name for m in model.metrics] == ["loss", "compile_metrics"]
+    assert history["mae"][0] == history["mae"][1] > 0
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_in_safe_mode_is_what_the_loading_was_asked_for(tmp_path):
     seen = []
 

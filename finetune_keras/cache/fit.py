@@ -11,7 +11,7 @@ import keras
 
 from finetune_keras import _private, graph, optimizers
 from finetune_keras._errors import nearest
-from finetune_keras.cache import refuse, solved, source, training
+from finetune_keras.cache import refuse, solved, source, stages, training
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.split import divide
@@ -73,6 +73,9 @@ def fit(
     the start of the model gives ``views`` fixed draws of each example in place of a new one at
     each epoch; with ``views=1`` it is off. A data set of ``finetune_keras.data.augmented`` is drawn
     ``views`` times as well, once by default.
+
+    With a `finetune_keras.callbacks.GradualThaw` the frozen part gets shorter on the way: it is
+    computed once after each thaw, so that thaws some epochs apart pay off.
 
     Where nothing is frozen, or the model's graph cannot be read, this is ``model.fit``; it warns
     in the second case.
@@ -163,6 +166,10 @@ def fit(
         held_out = keras.utils.unpack_x_y_sample_weight(validation_data)
         refuse.given(model, *held_out, "the validation data")
     why = obstacle(model) if cache is not False else ""
+    if why is None and solver is None and stages.thawing(callbacks):
+        given = {"views": views, "dtype": dtype, "engine": engine, "tolerance": tolerance}
+        given |= {"key": key, "memory": memory}
+        return stages.run(fit, model, plain | given, cache=cache)
     division = divide(model) if why is None else None
     if division is not None and not division.batched:
         why, division = "the frozen part gives tensors without a batch axis", None

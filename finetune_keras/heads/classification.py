@@ -35,7 +35,9 @@ class Classification(Trunk):
         pooling: how maps and sequences become one vector: ``"avg"``, ``"max"``, ``"avgmax"``,
             ``"gem"``, ``"attention"``, for sequences ``"first"`` or ``"mean"``; ``None`` to
             flatten them. See `finetune_keras.heads.pooling.pool`.
-        normalization: ``"batch"`` or ``"layer"``, of the pooled features; ``None`` for none.
+        normalization: ``"batch"``, ``"layer"`` or ``"stochastic"``, of the pooled features;
+            ``None`` for none. The last is `finetune_keras.StochasticNormalization`, and a file
+            with it needs finetune_keras to load.
         feature_noise: Gaussian noise on the pooled features while training, in standard
             deviations of the example's features; see `finetune_keras.heads.augmentation`.
         feature_brightness: greatest random shift of the pooled features while training, as a part

@@ -11,6 +11,7 @@ import keras
 
 from finetune_keras._errors import HeadError
 from finetune_keras.heads import augmentation, base, pooling
+from finetune_keras.normalization import StochasticNormalization
 
 __all__ = ["Trunk"]
 
@@ -18,6 +19,7 @@ _NORMALIZATIONS = {
     None: None,
     "batch": keras.layers.BatchNormalization,
     "layer": keras.layers.LayerNormalization,
+    "stochastic": StochasticNormalization,
 }
 
 
@@ -36,7 +38,9 @@ class Trunk(base.Head):
         pooling: how maps and sequences become one vector: ``"avg"``, ``"max"``, ``"avgmax"``,
             ``"gem"``, ``"attention"``, for sequences ``"first"`` or ``"mean"``; ``None`` to
             flatten them. See `finetune_keras.heads.pooling.pool`.
-        normalization: ``"batch"`` or ``"layer"``, of the pooled features; ``None`` for none.
+        normalization: ``"batch"``, ``"layer"`` or ``"stochastic"``, of the pooled features;
+            ``None`` for none. The last is `finetune_keras.StochasticNormalization`, and a file
+            with it needs finetune_keras to load.
         feature_noise: Gaussian noise on the pooled features while training, in standard
             deviations of the example's features; see `finetune_keras.heads.augmentation`.
         feature_brightness: greatest random shift of the pooled features while training, as a part
@@ -71,7 +75,8 @@ class Trunk(base.Head):
         known = isinstance(self.normalization, str | None) and self.normalization in _NORMALIZATIONS
         if not known:
             raise HeadError(
-                f"normalization is None, 'batch' or 'layer'; given {self.normalization!r}"
+                f"normalization is None, 'batch', 'layer' or 'stochastic'; given "
+                f"{self.normalization!r}"
             )
 
     def connect(

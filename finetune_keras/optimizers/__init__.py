@@ -12,6 +12,7 @@ from finetune_keras.optimizers.layerwise import (
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
+    checked_rate,
     counted,
     default_rate,
     make,
@@ -33,6 +34,7 @@ __all__ = [
     "averaging_of",
     "by_decay",
     "carry",
+    "checked_rate",
     "counted",
     "default_rate",
     "ema",

@@ -46,6 +46,7 @@ class AveragingOptimizer(Wrapper):
     def __init__(self, inner_optimizer: Optimizer, momentum: float = 0.99, name: str | None = None):
         super().__init__(inner_optimizer, name=name)
         self.momentum = _checked(momentum)
+        self._goes_on = False
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Builds it; the averages begin with the first step."""
@@ -111,9 +112,16 @@ class AveragingOptimizer(Wrapper):
         self._exchanged.assign(0.0)
         self._averaged.assign(0.0)
 
+    def goes_on(self) -> None:
+        """Says that the next end of ``fit`` is only a part's, after which training goes on."""
+        self._goes_on = True
+
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         """Leaves the averages in the model at the end of ``fit``; a next one begins there."""
         super().finalize_variable_values(var_list)
+        if self._goes_on:
+            self._goes_on = False
+            return
         if not self.exchanged:
             self.exchange()
         self.restart()

@@ -24,6 +24,7 @@ from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain, innermo
 __all__ = [
     "Carried",
     "carry",
+    "checked_rate",
     "copied",
     "counted",
     "default_rate",
@@ -240,6 +241,7 @@ def carry(
     learning_rate=None,
     settings: dict | None = None,
     change: Callable[[Optimizer], Optimizer] | None = None,
+    restart: frozenset[int] = frozenset(),
 ) -> Carried:
     """Makes an optimizer like ``old`` for ``new_variables``, and moves its state over.
 
@@ -253,6 +255,7 @@ def carry(
             now: the optimizer's count of steps goes on, and is taken off.
         settings: what `settings` gave.
         change: what is done to the new optimizer before it is built, such as a wrapper put on.
+        restart: ``id``s of variables that ``old`` is to have known nothing of.
     """
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) and old.built:
         first_step = counted(old)
@@ -265,6 +268,8 @@ def carry(
         return Carried(new, restarted=False)
     old_variables = _private.built_on(old)
     known = _slots_of(old, old_variables)
+    if known is not None:
+        known = {key: slot for key, slot in known[0].items() if key[0] not in restart}, known[1]
     restarted = known is None
     if known is None:
         steps = [[v for v in innermost(o).variables if v.name == "iteration"] for o in (old, new)]
@@ -277,7 +282,8 @@ def carry(
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
     _start_averages(slots, new_variables, known[0] if known else {})
     if not restarted:
-        newcomers.attach(innermost(new), _newcomers(old, old_variables, new_variables))
+        kept = [v for v in old_variables if id(v) not in restart]
+        newcomers.attach(innermost(new), _newcomers(old, kept, new_variables))
     return Carried(new, restarted)
 
 
@@ -295,7 +301,7 @@ def _newcomers(old: Optimizer, old_variables: list, new_variables: list) -> list
     """The variables without history, now and from earlier changes, by their first step."""
     step = int(keras.ops.convert_to_numpy(innermost(old).iterations))
     known = {id(v) for v in old_variables}
-    still = {id(v) for v in new_variables}
+    still = known & {id(v) for v in new_variables}
     groups = [
         newcomers.Group(g.since, tuple(v for v in g.variables if id(v) in still))
         for g in newcomers.groups(innermost(old))

@@ -1,0 +1,1 @@
+"""Regularisers made for transfer."""
