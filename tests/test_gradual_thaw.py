@@ -477,3 +477,35 @@ def test_an_evaluation_right_after_is_of_its_data_alone():
     right = (model.predict(x[:5], verbose=0).argmax(1) == y[:5]).mean()
     np.testing.assert_allclose(found["accuracy"], right, rtol=1e-6)
     assert found["loss"] > 0
+
+
+@pytest.mark.parametrize("ema", [False, 0.5])
+def test_rates_by_depth_and_averages_go_through_thaws(ema):
+    found = []
+    for fit in (keras.Model.fit, ftk.fit):
+        keras.utils.set_random_seed(7)
+        model = built(optimizer="sgd")
+        model = ftk.compile(model, layer_decay=0.5, learning_rate=0.01)
+        callbacks = [GradualThaw(learning_rate=0.01)]
+        if ema:
+            ftk.compile(model, ema_momentum=ema)
+            callbacks.insert(0, ftk.callbacks.EMA())
+        x, y = images()
+        history = fit(
+            model,
+            x,
+            y,
+            batch_size=4,
+            epochs=3,
+            shuffle=False,
+            verbose=0,
+            validation_data=(x, y),
+            callbacks=callbacks,
+        )
+        scaled = optimizers.layerwise_of(model.optimizer)
+        stem = model.get_layer("residual").get_layer("stem_conv").kernel
+        assert scaled.multiplier(stem) == 0.5**3
+        found.append((snapshot(model), history.history["val_loss"]))
+    for path, w in found[0][0].items():
+        np.testing.assert_allclose(w, found[1][0][path], rtol=1e-4, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4)
