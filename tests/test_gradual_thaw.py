@@ -141,12 +141,24 @@ def test_rates(given, expected):
     np.testing.assert_allclose(optimizers.rate(model.optimizer), expected[-1], rtol=1e-6)
 
 
-def test_a_schedule_is_a_rate():
+def test_a_schedule_begins_at_the_first_thaw_and_goes_on():
     schedule = keras.optimizers.schedules.ExponentialDecay(1e-2, 3, 0.5, staircase=True)
     model = built()
-    train(model, GradualThaw(learning_rate=schedule), epochs=2)
+    thawing = GradualThaw(learning_rate=schedule, at=[1, 3])
+    train(model, thawing, epochs=5)  # of three steps each
+    assert plan(thawing) == [(1, (TOP,)), (3, (MIDDLE,))]
     assert optimizers.scheduled(model.optimizer)
-    np.testing.assert_allclose(optimizers.rate(model.optimizer), 1e-2 * 0.5**2, rtol=1e-6)
+    np.testing.assert_allclose(optimizers.rate(model.optimizer), 1e-2 * 0.5**4, rtol=1e-6)
+
+
+def test_each_schedule_of_a_list_begins_at_its_thaw():
+    halves = [
+        keras.optimizers.schedules.ExponentialDecay(rate, 3, 0.5, staircase=True)
+        for rate in (1e-2, 1e-3)
+    ]
+    model = built()
+    train(model, GradualThaw(learning_rate=halves, at=[1, 3]), epochs=5)
+    np.testing.assert_allclose(optimizers.rate(model.optimizer), 1e-3 * 0.5**2, rtol=1e-6)
 
 
 def test_what_learns_is_what_thaw_by_hand_gives():

@@ -88,8 +88,8 @@ def rate_at(
     """
     if isinstance(learning_rate, list):
         return learning_rate[min(number, len(learning_rate)) - 1]
-    if isinstance(learning_rate, Schedule):
-        return learning_rate
+    if isinstance(learning_rate, Schedule):  # one, from the first thaw on
+        return optimizers.running(optimizer, learning_rate)
     if isinstance(learning_rate, Callable):
         return learning_rate(number)
     if learning_rate is not None:

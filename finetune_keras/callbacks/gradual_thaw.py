@@ -58,9 +58,10 @@ class GradualThaw(keras.callbacks.Callback):
         min_delta: the least change that counts as an improvement.
         mode: ``"min"``, ``"max"`` or ``"auto"``.
         learning_rate: the rate from the first thaw on; or one for each thaw, as a list (its last
-            for all that follow) or as a function of the number of the thaw, from 1. Also a
-            schedule, or several. ``None`` follows `finetune_keras.thaw`: it falls to a hundredth
-            of the optimizer's default, unless it is lower.
+            for all that follow) or as a function of the number of the thaw, from 1. A schedule
+            begins at the first thaw, and one in a list at its own. ``None`` follows
+            `finetune_keras.thaw`: it falls to a hundredth of the optimizer's default, unless it is
+            lower.
         decay: factor on the rate at each thaw but the first.
         thaws: how many thaws at most.
         norms: whether normalisation layers are thawed too.

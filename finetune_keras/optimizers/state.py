@@ -32,6 +32,7 @@ __all__ = [
     "nested",
     "open_rate",
     "rate",
+    "running",
     "scaled",
     "schedule",
     "scheduled",
@@ -85,6 +86,18 @@ def schedule(optimizer: Optimizer) -> str:
     """The schedule that the rate comes from, in a few words; empty if it is a number."""
     rate_ = _private.rate_object(innermost(optimizer))
     return started.told(rate_) if callable(rate_) else ""
+
+
+def running(optimizer: Optimizer, wanted: keras.optimizers.schedules.LearningRateSchedule):
+    """The schedule that is in force, with the step at which it began, if it is ``wanted`` or has
+    its settings; else ``wanted``, which will then begin anew.
+    """
+    now = _private.rate_object(innermost(optimizer))
+    schedule_ = started.plain(now)
+    if schedule_ is wanted:
+        return now
+    same = type(schedule_) is type(wanted) and schedule_.get_config() == wanted.get_config()
+    return now if same else wanted
 
 
 def counted(optimizer: Optimizer) -> int:
@@ -257,7 +270,8 @@ def carry(
         change: what is done to the new optimizer before it is built, such as a wrapper put on.
         restart: ``id``s of variables that ``old`` is to have known nothing of.
     """
-    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule) and old.built:
+    scheduled_ = isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    if scheduled_ and not isinstance(learning_rate, started.Started) and old.built:
         first_step = counted(old)
         if first_step:
             learning_rate = started.Started(learning_rate, first_step)
