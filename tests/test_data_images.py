@@ -466,6 +466,21 @@ def test_readings_in_threads_have_numbers_of_their_own():
     assert sorted(ds.skipped) == ["file3", "file30"]
 
 
+@pytest.mark.parametrize("fails", [(2,), (0, 5), (3, 4, 5, 6, 7, 10), tuple(range(1, 11))])
+def test_rows_that_are_not_tried_first_come_once(fails):
+    """Of a shuffled data set features are made in this order: none may stand in another's row."""
+    ds = numbered(fails=fails).in_order(check=False)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            late = iter(ds)
+            next(late)  # another reading under way
+            x, y = rows(ds)
+        assert x[:, 0].tolist() == [i for i in range(11) if i not in fails]
+        np.testing.assert_array_equal(y, x[:, 0] % 2)
+    assert all(len(y) for _, y in ds)
+
+
 def test_strict_stops_at_the_first():
     for shuffle in (False, True):
         with pytest.raises(ValueError, match="^'file3' cannot be read: .*broken.*; stri") as e:

@@ -24,6 +24,8 @@ from typing import Any
 
 import keras
 
+from finetune_keras.data.dataset import Plan
+
 __all__ = ["END", "Indexed", "Stream", "ahead"]
 
 END = object()
@@ -64,6 +66,8 @@ class Stream:
         if isinstance(data, getattr(getattr(tensorflow, "data", None), "Dataset", ())):
             n = int(data.cardinality())
             self.batches, self.endless = n if n >= 0 else None, n == -1
+            if isinstance(plan := getattr(data, "plan", None), Plan):  # or fewer, if files are bad
+                self.batches = -(-len(data.order) // plan.batch_size)
             self.workers, self.copies = 0, False  # it has a prefetch of its own
             name = "tf.data.Dataset"
         elif self.again and hasattr(data, "__len__"):
