@@ -7,6 +7,7 @@ its label is; the order, the batches, the split and what is skipped are then the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import threading
 import warnings
@@ -371,7 +372,8 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
     def digest() -> str | None:
         if examples.fingerprint is None or plan.transforms or plan.one_hot:
             return None
-        return f"{examples.fingerprint()}:{_hash(rows)}"
+        which = hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8)
+        return f"{examples.fingerprint()}:{which.hexdigest()}"
 
     def in_order(check: bool = True) -> Any:
         return dataset(dataclasses.replace(plan, shuffle=False, check=check))
@@ -396,9 +398,3 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
 
 def _num_classes(examples: Examples) -> int:
     return len(examples.class_names) or int(examples.labels.max()) + 1
-
-
-def _hash(rows: np.ndarray) -> str:
-    import hashlib
-
-    return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
