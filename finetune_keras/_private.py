@@ -7,6 +7,7 @@ Each function reads one private attribute, says why nothing public gives it, and
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,8 @@ __all__ = [
     "training_now",
     "uncast",
 ]
+
+_reading = threading.RLock()  # of those in `tensors_read`
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -120,16 +123,21 @@ def tensors_read() -> Iterator[tuple[set[str], set[str]]]:
     """What KerasHub's converters read meanwhile: the names of the tensors that they take out of
     safetensors files, and of all that these files have.
 
-    A converter asks for what it needs; nothing says what it left.
+    A converter asks for what it needs; nothing says what it left. It is listened to by one thread
+    at once, and hears nothing of others.
     """
     from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
+    _reading.acquire()
     usual = SafetensorLoader.get_prefixed_key
     read: set[str] = set()
     there: set[str] = set()
+    mine = threading.get_ident()
 
     def asked(self: Any, key: str, names: Any) -> str:
         found = usual(self, key, names)
+        if threading.get_ident() != mine:
+            return found
         if found not in there:
             there.update(names.keys())
         read.add(found)
@@ -140,6 +148,7 @@ def tensors_read() -> Iterator[tuple[set[str], set[str]]]:
         yield read, there
     finally:
         SafetensorLoader.get_prefixed_key = usual
+        _reading.release()
 
 
 def copy_decay_exclusions(old: keras.optimizers.Optimizer, new: keras.optimizers.Optimizer) -> None:

@@ -81,6 +81,37 @@ def conv_net(folder: Path, *, size: int | None = None) -> Path:
     return folder
 
 
+def dense_net(folder: Path, *, backwards: bool = False) -> Path:
+    """A module of two layers, one of them with a variable of its own and one below; it was traced
+    for a batch of two besides, and reads its variables in another order in training.
+    """
+    import tensorflow as tf
+
+    def variable(name, *shape):
+        return tf.Variable(tf.ones(shape), name=f"net/{name}")
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__(name="net")
+            self.first = variable("layer_1/kernel", 4, 4)
+            self.first_bias = variable("layer_1/bias", 4)
+            self.scale = variable("layer_2/scale", 4)
+            self.second = variable("layer_2/dense/kernel", 4, 4)
+
+        @tf.function
+        def __call__(self, x, training=False):
+            more = tf.reduce_sum(self.second) if training else 0.0
+            x = tf.nn.tanh(x @ self.first + self.first_bias)
+            return (x * self.scale) @ self.second + more
+
+    net = Net()
+    traces = [(n, training) for n in (2, None) for training in (True, False)]
+    for n, training in reversed(traces) if backwards else traces:
+        net.__call__.get_concrete_function(tf.TensorSpec((n, 4), tf.float32), training=training)
+    tf.saved_model.save(net, str(folder))
+    return folder
+
+
 def text(folder: Path) -> Path:
     """A text module: strings to vectors, by a vocabulary in an asset."""
     import tensorflow as tf

@@ -466,6 +466,43 @@ def test_readings_in_threads_have_numbers_of_their_own():
     assert sorted(ds.skipped) == ["file3", "file30"]
 
 
+@pytest.mark.parametrize("fails", [(2,), (0, 5), (3, 4, 5, 6, 7, 10), tuple(range(1, 11))])
+def test_rows_that_are_not_tried_first_come_once(fails):
+    """Of a shuffled data set features are made in this order: none may stand in another's row."""
+    ds = numbered(fails=fails).in_order(check=False)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            late = iter(ds)
+            next(late)  # another reading under way
+            x, y = rows(ds)
+        assert x[:, 0].tolist() == [i for i in range(11) if i not in fails]
+        np.testing.assert_array_equal(y, x[:, 0] % 2)
+    assert all(len(y) for _, y in ds)
+
+
+def test_features_of_a_shuffled_data_set_with_a_broken_file(tmp_path):
+    """Their rows are not those of ``labels``: there are fewer, each with its own label."""
+    folder = folder_of(tmp_path / "data", each=4, width=24, height=24)
+    path = folder / "cat" / "1.png"
+    picture(1, width=24, height=24).save(path)
+    data = bytearray(path.read_bytes())
+    data[200:260] = bytes(60)
+    path.write_bytes(data)
+    ds = ftk.data.images(folder, size=24, batch_size=4)
+    model = keras.Sequential([keras.Input((24, 24, 3)), keras.layers.GlobalAveragePooling2D()])
+    with pytest.warns(UserWarning, match="1 images could not be read"):
+        found = ftk.features(model, ds, verbose=0)
+    assert len(found) == len(ds.labels) - 1
+    good = [i for i, name in enumerate(ds.file_paths) if name not in ds.skipped]
+    np.testing.assert_array_equal(found.labels, ds.labels[good])
+    each = ftk.data.images(folder, size=24, batch_size=1, shuffle=False)
+    means = np.concatenate([x.numpy().mean((1, 2)) for x, _ in each])
+    np.testing.assert_allclose(found.features[0], means, rtol=1e-4)
+    steps = ftk.features(model, ds, steps=len(ds), verbose=0)  # of so many batches as ever
+    assert len(steps) >= len(found)
+
+
 def test_strict_stops_at_the_first():
     for shuffle in (False, True):
         with pytest.raises(ValueError, match="^'file3' cannot be read: .*broken.*; stri") as e:

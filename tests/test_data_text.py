@@ -138,6 +138,16 @@ def test_a_stratified_split_and_an_order_by_seed_and_epoch():
     assert contents(val) == contents(val)
 
 
+def test_other_texts_have_another_digest():
+    columns = {"text": ["a", "b", "c", "d"], "label": ["x", "y", "x", "y"]}
+    found = ftk.data.text(columns).digest()
+    assert found == ftk.data.text(columns, batch_size=3, seed=5).digest()
+    other = {**columns, "text": ["a", "b", "c", "e"]}
+    assert found != ftk.data.text(other).digest()
+    assert found != ftk.data.text({**columns, "label": ["x", "y", "y", "y"]}).digest()
+    assert ftk.data.text(columns, preprocessor=lambda t: t).digest() is None
+
+
 def test_threads_do_not_mix_up_the_limit_of_csv(tmp_path, monkeypatch):
     path = write(tmp_path, "long.csv", "text,label\n" + 200_000 * "x" + ",a\ny,b\n")
     before, limits, set_limit = csv.field_size_limit(), [], csv.field_size_limit

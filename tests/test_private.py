@@ -1,5 +1,10 @@
 """These fail as soon as Keras changes what ``_private`` touches."""
 
+import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -228,6 +233,33 @@ def test_tensors_read_are_those_that_a_converter_takes(tmp_path):
     before = set(read)
     keras_hub.models.BertBackbone.from_preset(str(tmp_path))
     assert read == before
+
+
+def test_tensors_read_by_another_thread_are_not_ours():
+    from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
+
+    usual = SafetensorLoader.get_prefixed_key
+    loader = types.SimpleNamespace(prefix=None)
+    names = {"a": 0, "b": 0}
+    ready, left = threading.Event(), threading.Event()
+
+    def other():
+        ready.set()
+        with _private.tensors_read() as (read, _):
+            left.wait(0.2)  # until the first has gone, or would have
+            SafetensorLoader.get_prefixed_key(loader, "b", names)
+            return read
+
+    with ThreadPoolExecutor(1) as threads:
+        with _private.tensors_read() as (read, _):
+            found = threads.submit(other)
+            ready.wait()
+            time.sleep(0.05)
+            SafetensorLoader.get_prefixed_key(loader, "a", names)
+        left.set()
+        assert read == {"a"}
+        assert found.result() == {"b"}
+    assert SafetensorLoader.get_prefixed_key is usual  # and not what the other thread found
 
 
 def test_layer_scale_is_written_and_read_by_its_module():

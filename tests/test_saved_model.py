@@ -360,6 +360,32 @@ def test_a_copy_has_variables_and_flags_of_its_own(net):
 
 
 @tensorflow
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_several_traces_the_most_general_in_inference_counts(tmp_path, backwards):
+    base = ftk.backbone(saved_models.dense_net(tmp_path / "net", backwards=backwards))
+    assert base.network.input_shape == (None, 4)
+    assert [v.path.split("net/")[-1] for v in base.network.weights] == [
+        "layer_1/kernel",
+        "layer_1/bias",
+        "layer_2/scale",
+        "layer_2/dense/kernel",
+    ]
+
+
+@tensorflow
+@pytest.mark.parametrize("frozen", ["layer_1/bias", "layer_2/scale", "layer_2/dense/kernel"])
+def test_one_frozen_variable_is_frozen_in_a_copy_and_in_a_file(tmp_path, frozen):
+    base = ftk.backbone(saved_models.dense_net(tmp_path / "net"))
+    ftk.freeze(base.network, select.named(f"{frozen}$"))
+    base.network.save(tmp_path / "net.keras")
+    later = keras.models.load_model(tmp_path / "net.keras", safe_mode=False)
+    for network in (base.network, base.copy().network, later):
+        learn = {v.path.split("net/")[-1] for v in network.trainable_variables}
+        every = {v.path.split("net/")[-1] for v in network.weights}
+        assert every - learn == {frozen}
+
+
+@tensorflow
 def test_modules_of_the_same_files_share_one_copy_of_them(folder):
     first, second = (ftk.backbone(folder("conv_net"), input_shape=(8, 8, 3)) for _ in range(2))
     assert layer_of(first)._module.store is layer_of(second)._module.store

@@ -24,6 +24,8 @@ from typing import Any
 
 import keras
 
+from finetune_keras.data.dataset import Plan
+
 __all__ = ["END", "Indexed", "Stream", "ahead"]
 
 END = object()
@@ -58,12 +60,15 @@ class Stream:
         # read them once more, also where features of them are kept already.
         data = data.in_order(check=False) if callable(getattr(data, "in_order", None)) else data
         self.data, self.batches, self.endless = data, None, False
-        self.again = not hasattr(data, "__next__")
+        self.again, self.fewer = not hasattr(data, "__next__"), False
         name = type(data).__name__
         tensorflow = sys.modules.get("tensorflow")
         if isinstance(data, getattr(getattr(tensorflow, "data", None), "Dataset", ())):
             n = int(data.cardinality())
             self.batches, self.endless = n if n >= 0 else None, n == -1
+            if isinstance(plan := getattr(data, "plan", None), Plan):  # or fewer, if files are bad
+                self.batches = -(-len(data.order) // plan.batch_size)
+                self.fewer = plan.once
             self.workers, self.copies = 0, False  # it has a prefetch of its own
             name = "tf.data.Dataset"
         elif self.again and hasattr(data, "__len__"):
@@ -83,7 +88,8 @@ class Stream:
             for batch in lap:
                 n += 1
                 yield batch
-            if not (self.again and loop and n >= loop):
+            enough = n >= (1 if self.fewer else loop or 0)
+            if not (self.again and loop and enough):
                 return
             lap = iter(self.data)
 

@@ -7,6 +7,7 @@ its label is; the order, the batches, the split and what is skipped are then the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import threading
 import warnings
@@ -92,6 +93,14 @@ class Plan:
         one = self.examples.fallible and not self.examples.batched
         return self.check and one and (self.strict or not self.shuffle)
 
+    @property
+    def once(self) -> bool:
+        """Whether what cannot be read is left out on the way, and nothing comes in its place: the
+        order is that of the rows, and an example twice would stand in another's.
+        """
+        one = self.examples.fallible and not self.examples.batched
+        return one and not self.check and not self.shuffle
+
 
 def dataset(plan: Plan) -> Any:
     """Makes the ``tf.data.Dataset`` of ``(x, y)`` in batches, loaded in parallel and prefetched.
@@ -108,7 +117,7 @@ def dataset(plan: Plan) -> Any:
     | ``split(fraction, seed=None)``   | two data sets without a file in common, the second one  |
     |                                  | neither shuffled nor augmented                          |
     | ``in_order(check=True)``         | the same, not shuffled; ``check=False`` does not try    |
-    |                                  | all examples first, and skips as an epoch does          |
+    |                                  | all examples first, and gives fewer if some fail        |
     | ``digest()``                     | another one if a file is another one now; or ``None``   |
     | ``plan``                         | what it was made of                                     |
 
@@ -157,12 +166,13 @@ def dataset(plan: Plan) -> Any:
 
     def hand_out(n: Any, batch: Any) -> Any:
         x, about = batch
-        with tf.control_dependencies([_asked(log.handed_out, [n, about])]):
+        why, new = tf.numpy_function(log.handed_out, [n, about], [tf.string, tf.int64])
+        with tf.control_dependencies([_sound(why)]):
             made = x if changed else (x, tf.gather(labels, about[:, 0]))
-            return tf.nest.map_structure(tf.identity, made)
+            return tf.nest.map_structure(lambda t: t[:new] if plan.once else tf.identity(t), made)
 
     def fail(_: Any) -> Any:
-        with tf.control_dependencies([_asked(log.nothing, ())]):
+        with tf.control_dependencies([_sound(tf.numpy_function(log.nothing, (), tf.string))]):
             return tf.nest.map_structure(
                 lambda s: tf.zeros([n or 0 for n in s.shape], s.dtype), ds.element_spec
             )
@@ -192,6 +202,8 @@ def dataset(plan: Plan) -> Any:
             deterministic=True,
         )
     ds = ds.prefetch(tf.data.AUTOTUNE).map(hand_out)
+    if plan.once:
+        ds = ds.filter(lambda _, y: tf.shape(y)[0] > 0)
     options = tf.data.Options()
     # Nothing is read ahead after ``hand_out``: the epoch moves on when the last batch is taken.
     options.experimental_optimization.inject_prefetch = False
@@ -210,14 +222,13 @@ def shown(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(repr(str(n)) for n in names[:most]) + more
 
 
-def _asked(function: Callable, inputs: Sequence[Any]) -> Any:
+def _sound(why: Any) -> Any:
     """An operation that fails with what a function of NumPy complains of, if it does: raised in the
     function itself, an exception comes with a traceback of TensorFlow's threads. Quotation marks
     would come escaped.
     """
     import tensorflow as tf
 
-    why = tf.numpy_function(function, inputs, tf.string)
     return tf.debugging.Assert(tf.equal(why, ""), [why])
 
 
@@ -233,8 +244,9 @@ class _Log:
         self.batches = -(-len(order) // plan.batch_size)
         self.lock = threading.Lock()
         self.readings = itertools.count()
-        # By reading, what was handed out last: number of the batch, epoch, place in its order.
-        self.last: dict[int, tuple[int, int, int]] = {}
+        # By reading, what was handed out last: number of the batch, epoch, place in its order; and
+        # the reading that the epoch began with.
+        self.last: dict[int, tuple[int, int, int, int]] = {}
         self.new: list[str] = []  # skipped, and not yet told
 
     def begin(self) -> np.ndarray:
@@ -245,40 +257,43 @@ class _Log:
         about[:, 2], about[:, 3] = reading, epoch
         return about
 
-    def handed_out(self, n: np.int64, about: np.ndarray) -> str:
+    def handed_out(self, n: np.int64, about: np.ndarray) -> tuple[str, np.int64]:
+        """What is wrong with a batch, and how many at its start did not come before."""
         with self.lock:
             places, readings, epoch = about[:, 1], about[:, 2], int(about[0, 3])
-            before = self._before(int(n), int(readings[0]), epoch)
+            before, first = self._before(int(n), int(readings[0]), epoch)
             if readings[0] != readings[-1] or places[-1] - before != len(places):
                 missed = self._missed(before, places, self.order(epoch))
                 if missed and self.plan.sure:  # what fails takes its batch along
                     one = f"one of {len(missed)} {self.plan.examples.what}, from {missed[0]} on"
-                    return f"{one}, could be read before, and cannot be any more"
+                    return f"{one}, could be read before, and cannot be any more", np.int64(0)
                 new = [name for name in missed if name not in self.plan.skipped]
                 self.plan.skipped.extend(new)
                 self.new.extend(new)
-            self.last[int(readings[-1])] = int(n), epoch, int(places[-1])
+            self.last[int(readings[-1])] = int(n), epoch, int(places[-1]), first
             if n == self.batches - 1:
                 del self.last[int(readings[-1])]
                 # One that began earlier and ends later does not set it back.
                 if self.order.epoch == epoch:
                     self.order.epoch = epoch + 1
                 self._tell()
-        return ""
+        return "", np.int64(np.sum(readings == first))
 
     def nothing(self) -> str:
         name = _name(self.plan.examples, self.order.rows[0])
         what = self.plan.examples.what
         return f"none of {len(self.order)} {what} can be read any more, such as {name}"
 
-    def _before(self, n: int, reading: int, epoch: int) -> int:
-        """The place that was handed out before a batch, by the reading that it begins with."""
+    def _before(self, n: int, reading: int, epoch: int) -> tuple[int, int]:
+        """The place that was handed out before a batch, by the reading that it begins with, and the
+        reading that the epoch began with.
+        """
         if reading not in self.last and n > 0:
             # It begins with this batch. The one before it ended with the last batch; if several
             # did, they have read the same epoch as far, and any of them tells what it skipped.
-            ended = [r for r, (m, e, _) in self.last.items() if (m, e) == (n - 1, epoch)]
+            ended = [r for r, (m, e, *_) in self.last.items() if (m, e) == (n - 1, epoch)]
             reading = max((r for r in ended if r < reading), default=reading)
-        return self.last.pop(reading, (0, 0, -1))[2]
+        return self.last.pop(reading, (0, 0, -1, reading))[2:]
 
     def _missed(self, last: int, places: np.ndarray, order: np.ndarray) -> list[str]:
         """Names of what was left out between the places that came, in the order of an epoch."""
@@ -357,7 +372,8 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
     def digest() -> str | None:
         if examples.fingerprint is None or plan.transforms or plan.one_hot:
             return None
-        return f"{examples.fingerprint()}:{_hash(rows)}"
+        which = hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8)
+        return f"{examples.fingerprint()}:{which.hexdigest()}"
 
     def in_order(check: bool = True) -> Any:
         return dataset(dataclasses.replace(plan, shuffle=False, check=check))
@@ -382,9 +398,3 @@ def _described(ds: Any, plan: Plan, order: Order) -> Any:
 
 def _num_classes(examples: Examples) -> int:
     return len(examples.class_names) or int(examples.labels.max()) + 1
-
-
-def _hash(rows: np.ndarray) -> str:
-    import hashlib
-
-    return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()

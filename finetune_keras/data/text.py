@@ -153,7 +153,7 @@ def from_texts(
         tuple(class_names),
         names=names,
         batched=True,
-        fingerprint=digest.hexdigest() if preprocessor is None else None,
+        fingerprint=digest.hexdigest if preprocessor is None else None,
         what="texts",
         skipped=skipped,
     )
