@@ -417,3 +417,24 @@ def test_a_nested_model_that_was_frozen_is(tmp_path):
     model = files.load_model(write(tmp_path / "m.h5", spec, {"inner": weights}))
     assert not model.get_layer("inner").trainable
     assert not model.trainable_variables
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("kind", ["MaxPooling2D", "AveragePooling2D"])
+def test_pooling_pads_as_it_did(tmp_path, kind, padding):
+    pool = layer(kind, "p", pool_size=[2, 2], strides=[2, 2], padding=padding)
+    spec = sequential("s", entry("x", 5, 5, 3), conv("conv"), pool)
+    weights = {
+        "conv": named(("conv", "kernel", ARRAYS["conv"][0]), ("conv", "bias", ARRAYS["conv"][1]))
+    }
+    model = ftk.backbone(write(tmp_path / "m.h5", spec, weights), preprocessing=None).model
+    expected = keras.Sequential(
+        [
+            keras.Input((5, 5, 3)),
+            layers.Conv2D(4, 3, padding="same"),
+            getattr(layers, kind)(2, strides=2, padding=padding),
+        ]
+    )
+    expected.set_weights(ARRAYS["conv"])
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 3)).astype("float32")
+    same(model(x), expected(x), atol=1e-6)
