@@ -224,6 +224,25 @@ def test_freeze_and_thaw_carry_the_averages():
         np.testing.assert_array_equal(old, new)
 
 
+def test_an_average_goes_on_through_a_thaw():
+    mine = model(0.99)
+    ftk.freeze(mine, select.named("^a/"))
+    x, y = vectors()
+    kernel, kept = mine.get_layer("c").kernel, []
+    for step in range(5):
+        if step == 3:
+            ftk.thaw(mine, select.named("^a/"), learning_rate=0.1)
+        mine.train_on_batch(x, y)
+        kept.append({"kernel": value(kernel)})
+    average = optimizers.averaging_of(mine.optimizer)
+    average.exchange()
+    ftk.compile(mine, learning_rate=0.01)
+    close({"kernel": value(kernel)}, formula(kept, 0.99))
+    optimizers.averaging_of(mine.optimizer).exchange()  # the new one knows which of them it has
+    close({"kernel": value(kernel)}, kept[-1])
+    assert not optimizers.averaging_of(mine.optimizer).exchanged
+
+
 def test_with_rates_by_depth_and_a_scaled_loss():
     mine = model(optimizer="adam", layer_decay=0.5)
     scaled = keras.optimizers.LossScaleOptimizer(mine.optimizer)

@@ -159,6 +159,20 @@ def test_what_is_none_or_zero_stays_to_the_bit():
     assert moved(before, model) == {"c/kernel", "c/bias"}
 
 
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_what_is_held_stays_whatever_its_gradient_is(wrong):
+    model = chain()
+    gradients = fixed_gradients(model, 2)
+    for grads in gradients:
+        for g in grads[:2]:  # of layer a
+            g[...] = wrong
+    before = snapshot(model)
+    rates = [(select.named("^a/"), None), (select.everything(), 1)]
+    optimizer = ftk.layerwise(keras.optimizers.Adam(0.1), model, rates=rates)
+    stepped(model, optimizer, gradients)
+    assert moved(before, model) == {"b/kernel", "b/bias", "c/kernel", "c/bias"}
+
+
 def test_norms_and_biases_are_spared_from_weight_decay_unless_asked_for():
     for selector, still in ((None, True), (select.nothing(), False)):
         model = classifier()

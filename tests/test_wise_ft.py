@@ -65,6 +65,18 @@ def test_the_best_mix_is_adopted_by_the_formula():
         assert model.evaluate(x, y, verbose=0) == pytest.approx(score, rel=1e-4, abs=1e-6)
 
 
+def test_among_equals_the_fine_tuned_weights_stay():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile("sgd", "mse")
+    model.set_weights([np.array([[1.0], [5.0]])])
+    start = ftk.snapshot(model)
+    model.set_weights([np.array([[1.0], [9.0]])])
+    x = np.array([[1.0, 0.0], [2.0, 0.0]])  # the second weight has no say
+    sweep = ftk.wise_ft(model, start, (x, x[:, :1] * 3), mixes=3, verbose=0)
+    assert not sweep.adopted
+    assert model.get_weights()[0][1] == 9.0
+
+
 def test_a_model_that_no_mix_beats_is_left_as_it_is():
     model, start, tuned = fitted()
     x, _ = vectors()

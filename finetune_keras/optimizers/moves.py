@@ -35,8 +35,9 @@ def kept(variable: keras.Variable, buffers: dict[int, Any]) -> Any:
 def part_way(variable: keras.Variable, old: Any, share: float) -> None:
     """Sets ``variable`` to ``old + share * (variable - old)``; to ``old`` if ``share`` is 0."""
     if keras.backend.backend() == "torch":
-        # From the new value back to the old one, whose weight is then exactly 1 for a share of 0.
-        variable.value.data.lerp_(old, 1.0 - share)
+        value = variable.value.data
+        # A step to infinity has no part, not even none of it.
+        value.copy_(old) if share == 0.0 else value.lerp_(old, 1.0 - share)
     else:
         new = ops.convert_to_tensor(variable)
         variable.assign(old if share == 0.0 else old + ops.cast(share, new.dtype) * (new - old))
