@@ -8,7 +8,7 @@ right by construction, and never computes a frozen layer twice.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import callbacks, data, graph, heads, record, select
+from finetune_keras import callbacks, data, graph, heads, recipes, record, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.averaging import Snapshot, Soup, Sweep, snapshot, soup, wise_ft
@@ -30,6 +30,7 @@ from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
 from finetune_keras.optimizers import ema, layerwise
 from finetune_keras.predict import Prediction, Predictions, predict
+from finetune_keras.recipes import fine_tune
 from finetune_keras.replace_head import replace_head
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "describe",
     "ema",
     "features",
+    "fine_tune",
     "fit",
     "freeze",
     "graph",
@@ -70,6 +72,7 @@ __all__ = [
     "load_torch",
     "predict",
     "preprocessor",
+    "recipes",
     "record",
     "replace_head",
     "select",

@@ -176,6 +176,15 @@ ORDER = [
     "averaging.wise_ft",
     "averaging.soup",
     "averaging",
+    "recipes.phase",
+    "recipes.best",
+    "recipes.examples",
+    "recipes.plan",
+    "recipes.task",
+    "recipes.named",
+    "recipes.run",
+    "recipes.fine_tune",
+    "recipes",
     "",
 ]
 

@@ -16,7 +16,7 @@ from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.forward import Pass
 from finetune_keras.cache.store import Folder, Memory, available
 
-__all__ = ["compute", "features"]
+__all__ = ["compute", "features", "unpacked"]
 
 _DTYPES = (None, "float32", "float16", "bfloat16")
 
@@ -76,7 +76,7 @@ def features(
         >>> len(found), found.features[0].shape
         (40, (40, 6, 6, 96))
     """
-    x, y, sample_weight = _unpacked(data)
+    x, y, sample_weight = unpacked(data)
     return compute(
         prefix,
         source.source(x, y, sample_weight, batch_size=batch_size, steps=steps, what="the data"),
@@ -91,7 +91,7 @@ def features(
     )
 
 
-def _unpacked(data: Any) -> tuple[Any, Any, Any]:
+def unpacked(data: Any) -> tuple[Any, Any, Any]:
     """A tuple is ``(x, y)`` or ``(x, y, sample_weight)``, as everywhere in Keras."""
     if not isinstance(data, tuple):
         return data, None, None
