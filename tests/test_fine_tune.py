@@ -415,3 +415,235 @@ def test_wrong_input_is_told_in_one_line(data):
         ftk.fine_tune(classifier(), data[0])
     with pytest.raises(TypeError, match=r"expected a keras\.Model"):
         ftk.fine_tune("model", data[0])
+
+
+def test_what_the_plan_prints_is_what_is_used(data, capsys):
+    model, watch = compiled(), Weights()
+    ftk.fine_tune(
+        model, data[0], validation_data=data[1], recipe="lp_ft", callbacks=[watch], epochs=1
+    )
+    plan, text = model.history.plan, capsys.readouterr().out
+    printed = {line.split()[0]: line for line in str(plan).splitlines()}
+    assert str(plan) in text
+    for name in ("batch_size", "epochs", "learning_rate", "layer_decay", "patience"):
+        assert printed[name].split(":")[0].split()[1] == f"{getattr(plan, name):.3g}"
+        assert plan.reasons[name] in printed[name]
+    assert "time" in printed
+    assert "phase 'probe': select.head() learns" in text
+    assert f"best: {model.history.best}" in text
+    assert model.history.params["steps"] == plan.steps == 5  # 36 in batches of 8
+    assert float(model.optimizer.learning_rate) == pytest.approx(plan.learning_rate)
+    shares = {row.rate for row in ftk.describe(model).rows if row.rate}
+    assert min(shares) == pytest.approx(plan.learning_rate * plan.layer_decay**3)
+
+
+def test_length_goes_by_the_number_of_examples(data):
+    def epochs(n):
+        x, y = np.zeros((n, 16, 16, 3), "float32"), np.arange(n) % 3
+        plan = task_of(compiled(), ((x, y), data[1])).plan
+        return plan.epochs, plan.batch_size
+
+    assert [epochs(n) for n in (40, 4000)] == [(30, 8), (8, 32)]
+
+
+def test_rare_classes_get_weights_unless_told_otherwise():
+    x, _ = images(66)
+    y = np.where(np.arange(66) < 60, 0, np.arange(66) % 2 + 1)
+    settings = {"validation_data": (x, y), "recipe": "linear_probe", "verbose": 0}
+    model = compiled()
+    history = ftk.fine_tune(model, (x, y), **settings)
+    assert history.plan.class_weight == pytest.approx([66 / 180, 22 / 3, 22 / 3])
+    assert history.best.monitor == "val_loss"
+    assert model.loss.class_weight == pytest.approx([66 / 180, 22 / 3, 22 / 3])
+    recall = np.mean(model.predict(x, verbose=0).argmax(1)[60:] == y[60:])
+    other = compiled()
+    assert ftk.fine_tune(other, (x, y), class_weight=False, **settings).plan.class_weight is None
+    plain = np.mean(other.predict(x, verbose=0).argmax(1)[60:] == y[60:])
+    assert recall >= plain
+    own = ftk.fine_tune(compiled(), (x, y), class_weight={1: 3.0}, **settings).plan
+    assert own.class_weight == (1.0, 3.0, 1.0)
+    again = ftk.fine_tune(model, (x, y), **settings).plan  # its loss has them already
+    assert "already" in again.reasons["class_weight"]
+    few = ftk.fine_tune(
+        compiled(), Batches(x, y), class_weight="balanced", **settings
+    ).plan.class_weight
+    assert few == pytest.approx([66 / 180, 22 / 3, 22 / 3])
+
+
+def test_numbers_override_the_plan(data):
+    history = ftk.fine_tune(
+        compiled(),
+        data[0],
+        validation_data=data[1],
+        recipe="linear_probe",
+        epochs=np.int64(3),
+        batch_size=np.int32(12),
+        learning_rate=np.float32(0.01),
+        monitor="val_loss",
+        verbose=0,
+    )
+    assert history.history["phase"] == ["probe"] * 3  # trained: solving takes no epochs and rate
+    assert history.params["steps"] == 3
+    assert history.best.monitor == "val_loss"
+    assert history.plan.reasons["epochs"] == history.plan.reasons["batch_size"] == "as given"
+
+
+def test_gradual_thaws_from_the_end(data):
+    model, watch = compiled(), Weights()
+    before = snapshot(model)
+    history = ftk.fine_tune(
+        model,
+        data[0],
+        validation_data=data[1],
+        recipe="gradual",
+        epochs=4,
+        callbacks=[watch],
+        verbose=0,
+    )
+    phases = history.history["phase"]
+    assert phases[0] == "probe"
+    assert phases[-1] == "all"
+    assert len(phases) == 5
+    learn = watch.learn
+    assert all(a < b or p == "all" for a, b, p in zip(learn, learn[1:], phases[1:], strict=False))
+    assert learn[-1] == {p for p in learners(model) if not norms([p])}
+    assert not moved(before, model) & norms(before)
+    stem = [
+        not np.array_equal(s["inner/stem_conv/kernel"], before["inner/stem_conv/kernel"])
+        for s in watch.seen
+    ]
+    assert not any(stem[: phases.index("all") + 1])
+
+
+def test_surgical_thaws_the_blocks_with_the_largest_gradients(data):
+    model, watch = compiled(), Weights()
+    kernel = next(u for u in ftk.graph.opened(model).units if u.path == "inner/block1_conv1/kernel")
+    kernel.variable.assign(np.array(keras.ops.convert_to_numpy(kernel.variable)) * 1e-3)
+    before = snapshot(model)
+    history = ftk.fine_tune(
+        model,
+        data[0],
+        validation_data=data[1],
+        recipe="surgical",
+        epochs=1,
+        callbacks=[watch],
+        verbose=0,
+    )
+    assert not moved(before, model) & norms(before)
+    start = {p: v for p, v in watch.seen[1].items() if not head([p])}
+    assert all(np.array_equal(v, before[p]) for p, v in start.items())  # measuring moves nothing
+    chosen = watch.learn[1] - head(before)
+    blocks = [{u.path for u in b.units} for b in ftk.blocks.blocks(model)]
+    assert {i for i, b in enumerate(blocks) if b & chosen} < set(range(len(blocks)))
+    assert moved(before, model) <= chosen | head(before)
+    assert "relative gradients" in history.notes[0]
+
+
+def test_relative_gradients_are_those_of_the_loss():
+    from finetune_keras.recipes import measure
+
+    model = chain()
+    ftk.compile(model, optimizer="sgd", loss="mse", learning_rate=0.1)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 6)).astype("float32"), rng.normal(size=(16, 3)).astype("float32")
+    task = task_of(model, ((x, y), (x, y)))
+    before = model.get_weights()
+    found = measure.gradient_norms(task)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    a, a0, b, b0, c, c0 = (w.astype("float64") for w in before)
+    h = np.tanh(x @ a + a0)
+    g = np.tanh(h @ b + b0)
+    out = 2 * (g @ c + c0 - y) / y.size
+    back = (out @ c.T) * (1 - g**2)
+    low = (back @ b.T) * (1 - h**2)
+    expected = [
+        np.sqrt((d**2).sum() + (e**2).sum()) / np.sqrt((w**2).sum() + (w0**2).sum())
+        for d, e, w, w0 in [(x.T @ low, low.sum(0), a, a0), (h.T @ back, back.sum(0), b, b0)]
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_auto_freezes_up_to_where_features_stop_helping(data):
+    model, watch = compiled(), Weights()
+    before = snapshot(model)
+    # The mean colour tells the classes, and the stem passes it on.
+    history = ftk.fine_tune(
+        model, data[0], validation_data=data[1], epochs=1, callbacks=[watch], verbose=0
+    )
+    assert history.history["phase"] == ["probe", "after stem_relu"]
+    assert "stop helping" in history.notes[0]
+    learn = watch.learn[1] - head(before)
+    assert {p.split("/")[1].split("_")[0] for p in learn} == {"block1", "block2"}
+    assert moved(before, model) <= watch.learn[1] | head(before)
+
+
+def task_of(model, data):
+    from finetune_keras.recipes import examples, plan
+
+    found = examples.examples(model, *data, None)
+    names = ["epochs", "batch_size", "learning_rate", "class_weight", "patience"]
+    made = plan.make(
+        model,
+        found,
+        keras.optimizers.SGD(),
+        recipe="auto",
+        monitor="auto",
+        callbacks=[],
+        timed=False,
+        **dict.fromkeys(names),
+    )
+    return recipes.Task(model, found, made)
+
+
+def test_a_stage_that_forgets_has_the_loss_of_chance(data):
+    from finetune_keras.recipes import measure
+
+    model = compiled()
+    for name in ("block2_short", "block2_conv1", "block2_conv2"):
+        for unit in ftk.graph.opened(model).units:
+            if unit.path == f"inner/{name}/kernel":
+                unit.variable.assign(np.zeros(unit.variable.shape, "float32"))
+    losses = measure.probe_losses(task_of(model, data))
+    assert len(losses) == 3
+    assert losses[0] < 0.5 * losses[2]
+    assert losses[2] == pytest.approx(np.log(3), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("losses", "start", "why"),
+    [
+        ((0.5, 0.6, 0.7), 1, "stop helping"),
+        ((0.6, 0.5, 0.501), 2, "stop helping"),
+        ((0.7, 0.6, 0.5), 2, "to the end"),
+        ((0.502, 0.5, 0.5), 1, "stop helping"),
+    ],
+)
+def test_auto_thaws_after_the_first_stage_that_is_as_good_as_any(
+    data, monkeypatch, losses, start, why
+):
+    from finetune_keras.recipes import named
+
+    task = task_of(compiled(), data)
+    monkeypatch.setattr(named, "probe_losses", lambda task: losses)
+    _, phase = recipes.auto(task)
+    expected = {id(u.variable) for b in task.blocks[start:] for u in b.units}
+    found = {id(u.variable) for u in select.resolve(task.model, phase.learn)}
+    assert expected == found - {id(v) for v in task.model.layers[-1].weights}
+    assert why in task.notes[0]
+
+
+def test_auto_says_why_it_thaws_all_where_nothing_can_be_solved(data):
+    model = classifier()
+    model.compile("adam", keras.losses.CategoricalFocalCrossentropy(), metrics=["accuracy"])
+    x, y = data[0]
+    one_hot = np.eye(3, dtype="float32")
+    history = ftk.fine_tune(
+        model,
+        (x, one_hot[y]),
+        validation_data=(data[1][0], one_hot[data[1][1]]),
+        epochs=1,
+        verbose=0,
+    )
+    assert history.history["phase"] == ["probe", "all"]
+    assert "cannot be compared" in history.notes[0]

@@ -181,6 +181,7 @@ ORDER = [
     "recipes.examples",
     "recipes.plan",
     "recipes.task",
+    "recipes.measure",
     "recipes.named",
     "recipes.run",
     "recipes.fine_tune",

@@ -29,7 +29,7 @@ def fine_tune(
     *,
     validation_data: Any = None,
     test_data: Any = None,
-    recipe: str | Callable[[Task], Iterable[Phase]] = "lp_ft",
+    recipe: str | Callable[[Task], Iterable[Phase]] = "auto",
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
@@ -62,7 +62,8 @@ def fine_tune(
         validation_data: likewise. By default a fifth of arrays, or of a data set of
             ``finetune_keras.data``, is held out, each class in proportion.
         test_data: likewise; evaluated once, in the end.
-        recipe: ``"linear_probe"``, ``"full"``, ``"lp_ft"``, or a function of a `recipes.Task` that
+        recipe: ``"auto"``, ``"linear_probe"``, ``"lp_ft"``, ``"full"``, ``"gradual"`` or
+            ``"surgical"``, see `finetune_keras.recipes`; or a function of a `recipes.Task` that
             gives `recipes.Phase` objects.
         epochs: of all phases after the probe together, at most. A probe that cannot be solved has
             as many more. With ``"linear_probe"`` those of the probe, which is then trained.
