@@ -235,7 +235,7 @@ def _batch(model: keras.Model, data: Examples) -> tuple[int, str]:
     size, why = _BATCH, "the usual"
     while size > 8 and data.count < _STEPS * size:
         size //= 2
-        why = f"so that an epoch of {data.count} examples has {_STEPS} steps, if 8 is not more"
+        why = f"halved until an epoch of {data.count} examples has {_STEPS} steps, not below 8"
     room = free()
     before, units = flags.Snapshot(model), graph.opened(model).units
     try:
