@@ -8,7 +8,7 @@ right by construction, and never computes a frozen layer twice.
 >>> _ = ftk.thaw(model, select.blocks(slice(-2, None)))
 """
 
-from finetune_keras import callbacks, data, graph, heads, record, schedules, select
+from finetune_keras import callbacks, data, graph, heads, recipes, record, schedules, select
 from finetune_keras._errors import CacheError, HeadError, SelectionError, WeightsError
 from finetune_keras._version import __version__
 from finetune_keras.averaging import Snapshot, Soup, Sweep, snapshot, soup, wise_ft
@@ -32,6 +32,7 @@ from finetune_keras.lr_find import LRFind, lr_find
 from finetune_keras.normalization import StochasticNormalization
 from finetune_keras.optimizers import ema, layerwise
 from finetune_keras.predict import Prediction, Predictions, predict
+from finetune_keras.recipes import fine_tune
 from finetune_keras.regularize.l2sp import L2SP, l2sp
 from finetune_keras.regularize.reinit import Reinit, reinit
 from finetune_keras.regularize.stochastic import stochastic_norm
@@ -69,6 +70,7 @@ __all__ = [
     "describe",
     "ema",
     "features",
+    "fine_tune",
     "fit",
     "freeze",
     "graph",
@@ -81,6 +83,7 @@ __all__ = [
     "lr_find",
     "predict",
     "preprocessor",
+    "recipes",
     "record",
     "reinit",
     "replace_head",

@@ -193,6 +193,16 @@ ORDER = [
     "lr_find.kept",
     "lr_find.batches",
     "lr_find",
+    "recipes.phase",
+    "recipes.best",
+    "recipes.examples",
+    "recipes.plan",
+    "recipes.task",
+    "recipes.measure",
+    "recipes.named",
+    "recipes.run",
+    "recipes.fine_tune",
+    "recipes",
     "",
 ]
 

@@ -1,0 +1,131 @@
+"""The best weights of a run, by validation, and the end of a phase that gets no better."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import graph
+from finetune_keras.averaging.scoring import Goal, Score, goal
+from finetune_keras.recipes.phase import Phase
+
+__all__ = ["Best", "Values", "Watch"]
+
+_EVERY = 16  # batches; to look at each loss would wait for each step
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Where a run was best.
+
+    Attributes:
+        phase: name of the phase.
+        epoch: number of the epoch, from 0, over all phases.
+        monitor: what validation was compared by, such as ``"val_accuracy"``.
+        value: what it was.
+    """
+
+    phase: str
+    epoch: int
+    monitor: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.monitor} {self.value:.4g} after epoch {self.epoch + 1}, phase {self.phase!r}"
+
+
+class Values:
+    """Copies of all variables of a model, random states included, to go back to.
+
+    Args:
+        model: the model.
+        before: an earlier copy, which is kept of what does not learn.
+    """
+
+    def __init__(self, model: keras.Model, before: Values | None = None):
+        same = {} if before is None else before._arrays
+        still = _still(model) if same else set()
+        self._variables = list(model.variables)
+        # Through NumPy: on JAX the next step would delete what shares its memory.
+        self._arrays = {
+            id(v): same[id(v)]
+            if id(v) in still and id(v) in same
+            else np.array(keras.ops.convert_to_numpy(v))
+            for v in self._variables
+        }
+
+    def restore(self) -> None:
+        """Writes them back."""
+        for variable in self._variables:
+            variable.assign(np.array(self._arrays[id(variable)]))
+
+
+def _still(model: keras.Model) -> set[int]:
+    """Variables that no step changes: what is frozen, with its statistics."""
+    return {
+        id(u.variable)
+        for u in graph.opened(model).units
+        if not (u.variable.trainable if u.learnable else u.layer.trainable)
+    }
+
+
+class Watch(keras.callbacks.Callback):
+    """Keeps the best weights, ends a phase that stays worse, and stops where the loss is no number.
+
+    Attributes:
+        values: the best weights; at first those that the model came with.
+        best: where they are from; ``None`` before the first epoch has ended.
+        goal: what is compared; known after the first epoch.
+        lost: where the loss stopped being a number, in words.
+    """
+
+    def __init__(self, model: keras.Model, monitor: str):
+        super().__init__()
+        self.values = Values(model)
+        self.best: Best | None = None
+        self.goal: Goal | None = None
+        self.lost = ""
+        self._monitor = monitor
+        self._score: Score | None = None
+        self._phase: Phase | None = None
+        self._own: Score | None = None  # of this phase
+        self._since = 0
+
+    def begin(self, phase: Phase) -> None:
+        """A phase begins."""
+        self._phase, self._own, self._since = phase, None, 0
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Looks at the loss, now and then."""
+        if batch % _EVERY == _EVERY - 1:
+            self._look(logs or {}, f"batch {batch + 1}", None)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Compares, and keeps the weights if they are better than all before."""
+        logs = logs or {}
+        if self._look(logs, f"epoch {epoch + 1}", epoch):
+            return
+        held = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+        if self.goal is None:
+            self.goal = goal(self.model, held, self._monitor, "auto")
+        score = self.goal.score(held)
+        if self._score is None or self.goal.order(score) > self.goal.order(self._score):
+            self._score, self.values = score, Values(self.model, self.values)
+            self.best = Best(self._phase.name, epoch, f"val_{self.goal.name}", score.value)
+        if self._own is None or self.goal.order(score) > self.goal.order(self._own):
+            self._own, self._since = score, 0
+            return
+        self._since += 1
+        if self._phase.patience is not None and self._since >= self._phase.patience:
+            self.model.stop_training = True
+
+    def _look(self, logs: dict[str, Any], where: str, epoch: int | None) -> bool:
+        bad = [k for k in ("loss", "val_loss") if k in logs and not math.isfinite(logs[k])]
+        if bad:
+            self.lost = self.lost or f"{bad[0]} is {float(logs[bad[0]])} in {where}"
+            self.model.stop_training = True
+        return bool(bad)

@@ -1,0 +1,182 @@
+"""The data of a run: what it learns from, what it is validated on, and how many there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import arrays
+from finetune_keras.cache import source
+from finetune_keras.cache.features import unpacked
+from finetune_keras.cache.fit import preprocess
+from finetune_keras.data.split import stratified
+from finetune_keras.outputs import Output
+
+__all__ = ["SHARE", "Examples", "counts", "examples"]
+
+SHARE = 0.2  # of arrays, where there are no validation data
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """What `finetune_keras.fit` gets.
+
+    Attributes:
+        train: ``x``, ``y`` and ``sample_weight``; the last two are ``None`` for a data set.
+        validation: ``validation_data`` of ``fit``.
+        count: number of examples to learn from.
+        batches: in an epoch of a data set; ``None`` for arrays.
+        batch_size: of a data set; ``None`` for arrays.
+        labels: the labels of all examples to learn from, where they are in memory.
+        why: where the validation data are from, in words.
+    """
+
+    train: tuple[Any, Any, Any]
+    validation: Any
+    count: int
+    batches: int | None
+    batch_size: int | None
+    labels: Any
+    why: str
+
+    @property
+    def arrays(self) -> bool:
+        """Whether these are arrays rather than a data set of batches."""
+        return self.batches is None
+
+    def steps(self, batch_size: int) -> int:
+        """Batches in an epoch."""
+        return -(-self.count // batch_size) if self.batches is None else self.batches
+
+    def first(self, model: keras.Model, batch_size: int | None) -> Any:
+        """The inputs of one batch, as the network takes them."""
+        return self._source(model, batch_size).first().x
+
+    def read_labels(self, model: keras.Model) -> Any:
+        """The labels of all examples, for which a data set is read through."""
+        if self.labels is not None:
+            return self.labels
+        found = [batch.y for batch in self._source(model, None).read()]
+        return keras.tree.map_structure(lambda *y: np.concatenate(y), *found)
+
+    def _source(self, model: keras.Model, batch_size: int | None) -> source.Source:
+        settings = {"batch_size": batch_size if self.arrays else None}
+        return source.source(*self.train, **settings, preprocess=preprocess(model))
+
+
+def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | None) -> Examples:
+    """Looks at the data, and holds some out if there are none to validate on.
+
+    Args:
+        model: what is trained.
+        train: ``(x, y)`` or ``(x, y, sample_weight)`` of arrays, or a data set.
+        validation_data: likewise, or ``None``.
+        seed: chooses what is held out.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if the data cannot be read several times, or a data set comes without
+            validation data.
+    """
+    x, y, weights = unpacked(train)
+    read = source.source(x, y, weights, preprocess=preprocess(model)) if _ends(x) else None
+    if read is None or not read.again:
+        raise ValueError(
+            f"fine_tune reads the data several times, and a {type(x).__name__} "
+            + ("has no end" if read is None else "can be read only once")
+            + ": make it arrays, or a tf.data.Dataset or keras.utils.PyDataset of one epoch"
+        )
+    if read.arrays and y is None:
+        raise ValueError(
+            f"the training data are (x, y), or a data set of such batches; given {arrays.short(x)} "
+            "without labels"
+        )
+    why = "as given"
+    if validation_data is None:
+        x, y, weights, validation_data, why = _held_out(read, x, y, weights, seed)
+        if not read.arrays:
+            read = source.source(x, preprocess=preprocess(model))
+    if read.arrays:
+        x, y, weights = (arrays.bare(part) for part in (x, y, weights))
+        count = int(keras.tree.flatten(x)[0].shape[0])
+        return Examples((x, y, weights), validation_data, count, None, None, _read(y), why)
+    labels = getattr(x, "labels", None)  # of a data set of finetune_keras.data
+    labels = labels if isinstance(labels, np.ndarray) else None
+    size, batches = read.batch_size, read.batches
+    if labels is not None:
+        count = len(labels)
+    elif batches is not None:
+        count = batches * size
+    else:  # only reading tells
+        sizes = [batch.size for batch in read.read()]
+        count, batches = sum(sizes), len(sizes)
+    return Examples((x, None, None), validation_data, count, batches, size, labels, why)
+
+
+def _ends(x: Any) -> bool:
+    if isinstance(x, keras.utils.PyDataset):
+        return x.num_batches is not None
+    cardinality = getattr(x, "cardinality", None)
+    return not callable(cardinality) or int(cardinality()) != -1
+
+
+def _held_out(read: source.Source, x: Any, y: Any, weights: Any, seed: int | None) -> tuple:
+    share = f"{SHARE:.0%} held out, each class in proportion; validation_data= gives others"
+    if not read.arrays:
+        if not callable(getattr(x, "split", None)):
+            raise ValueError(
+                f"{read.spec} comes without validation data, and fine_tune keeps what is best on "
+                "them: give validation_data="
+            )
+        return (*unpacked(x.split(SHARE, seed)[0]), x.split(SHARE, seed)[1], share)
+    x, y, weights = (arrays.bare(part) for part in (x, y, weights))
+    rest, part = stratified(_strata(y, read.examples), SHARE, seed or 0)
+    take = functools.partial(_taken, at=part)
+    held = tuple(arrays.each(take, a) for a in (x, y, weights) if a is not None)
+    take = functools.partial(_taken, at=rest)
+    return (*(a if a is None else arrays.each(take, a) for a in (x, y, weights)), held, share)
+
+
+def _strata(y: Any, count: int) -> np.ndarray:
+    """The classes of the first labels that are classes; one class where none are."""
+    for leaf in keras.tree.flatten(y):
+        labels = arrays.to_numpy(leaf)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim == 1 and labels.dtype.kind in "iub":
+            return labels
+        if labels.ndim == 1 and labels.dtype.kind == "f" and np.isin(labels, (0, 1)).all():
+            return labels.astype("int64")  # of a sigmoid
+        one_hot = labels.ndim == 2 and np.isin(labels, (0, 1)).all()
+        if one_hot and (labels.sum(axis=1) == 1).all():
+            return labels.argmax(axis=1)
+    return np.zeros(count, "int64")
+
+
+def _taken(array: Any, at: np.ndarray) -> Any:
+    return array.iloc[at] if hasattr(array, "iloc") else arrays.to_numpy(array)[at]
+
+
+def _read(y: Any) -> Any:
+    return keras.tree.map_structure(arrays.to_numpy, y)
+
+
+def counts(output: Output, y: Any) -> np.ndarray | None:
+    """How many examples each class of an output has; ``None`` if its labels are not classes."""
+    flat = keras.tree.flatten(y)
+    family = output.loss.family if output.loss is not None else ""
+    if len(flat) != 1 or family not in ("sparse", "one-hot", "binary"):
+        return None
+    labels = np.asarray(flat[0])
+    if family == "one-hot":
+        return labels.sum(axis=0) if labels.ndim == 2 else None
+    if family == "binary" and output.size != 1:
+        return None
+    known = labels[np.isfinite(labels)] if labels.dtype.kind == "f" else labels.reshape(-1)
+    known = known[known >= 0].astype("int64")
+    found = np.bincount(known, minlength=max(output.size, 2))
+    return found if len(found) == max(output.size, 2) else None

@@ -1,0 +1,185 @@
+"""One call that ends with the best model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from finetune_keras import optimizers
+from finetune_keras._errors import nearest, whole
+from finetune_keras.cache.features import unpacked
+from finetune_keras.compile import compile as _compile
+from finetune_keras.recipes import named
+from finetune_keras.recipes.examples import examples
+from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.plan import make
+from finetune_keras.recipes.run import Before, run
+from finetune_keras.recipes.task import Task
+
+__all__ = ["fine_tune"]
+
+_RECIPES = {name: getattr(named, name) for name in named.__all__}
+
+
+def fine_tune(
+    model: keras.Model,
+    train: Any,
+    *,
+    validation_data: Any = None,
+    test_data: Any = None,
+    recipe: str | Callable[[Task], Iterable[Phase]] = "auto",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+    class_weight: Any = None,
+    patience: int | None = None,
+    monitor: str = "auto",
+    callbacks: Any = None,
+    seed: int | None = None,
+    verbose: int | str = "auto",
+) -> keras.callbacks.History:
+    """Trains a model by a recipe, and leaves the best weights in it.
+
+    Every recipe begins with a probe: the head alone, on features that are computed once. What
+    comes after is kept only as far as it is better on the validation data, so that the model is
+    never worse there than its probe. What is not said is chosen, and printed with the reasons
+    before anything is trained.
+
+    The flags that say what learns are the recipe's. The model ends with those of the last phase,
+    and a fresh optimizer at that phase's rate. Augmentation, of the model or of the data set, is
+    drawn once for the phases that compute a frozen part once, as in `finetune_keras.fit`.
+
+    NaN or an infinite loss ends the training with the best weights so far and a
+    ``RuntimeWarning``. So does Ctrl-C, without a warning, once one epoch has ended. After any
+    other error the model is as it was.
+
+    Args:
+        model: a compiled ``keras.Model`` with a head, such as `finetune_keras.build` gives.
+        train: ``(x, y)`` or ``(x, y, sample_weight)`` of arrays, or a data set of batches that
+            can be read several times.
+        validation_data: likewise. By default a fifth of arrays, or of a data set of
+            ``finetune_keras.data``, is held out, each class in proportion.
+        test_data: likewise; evaluated once, in the end.
+        recipe: ``"auto"``, ``"linear_probe"``, ``"lp_ft"``, ``"full"``, ``"gradual"`` or
+            ``"surgical"``, see `finetune_keras.recipes`; or a function of a `recipes.Task` that
+            gives `recipes.Phase` objects.
+        epochs: of all phases after the probe together, at most. A probe that cannot be solved has
+            as many more. With ``"linear_probe"`` those of the probe, which is then trained.
+        batch_size: of arrays.
+        learning_rate: of the phases after the probe: a number, to which the rate rises and from
+            which it falls, or a schedule. With ``"linear_probe"`` that of the probe, which is then
+            trained.
+        class_weight: ``"balanced"``, or weights by class name or number, as in
+            `finetune_keras.compile`; ``False`` for none. They are part of the loss, also later.
+        patience: epochs without a better score that end a phase.
+        monitor: the metric that validation compares, such as ``"val_auc"``. By default the
+            accuracy of a model with one output, or the loss (also where classes are weighted);
+            equal ones by the loss.
+        callbacks: as in ``fit``; they see all phases, whose epochs are numbered on.
+        seed: sets the random states of Python, NumPy and Keras, and what is held out.
+        verbose: 0, 1 or 2.
+
+    Returns:
+        A ``keras.callbacks.History`` over all phases: ``.history["phase"]`` names the phase of
+        each epoch. Beside it ``.plan``, what was chosen and why; ``.best``, the phase, epoch and
+        score of the weights that were kept; ``.test``, loss and metrics on the test data;
+        ``.notes``, what the recipe measured; ``.interrupted``, whether Ctrl-C ended it.
+
+    Raises:
+        TypeError: if the model, the data or the recipe are none.
+        ValueError: if the model is not compiled, data are empty, can be read once only, or are a
+            data set without validation data; for a number out of range; if the loss is NaN from
+            the start.
+        SelectionError: if the model has no head.
+
+    Examples:
+        >>> import numpy as np
+        >>> import finetune_keras as ftk
+        >>> from finetune_keras import heads
+        >>> base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
+        >>> model = ftk.build(base, heads.Classification(2))
+        >>> x, y = np.random.uniform(0, 255, (20, 24, 24, 3)), np.arange(20) % 2
+        >>> history = ftk.fine_tune(model, (x, y), recipe="linear_probe", verbose=0)
+        >>> history.history["phase"], history.best.phase
+        (['probe'], 'probe')
+    """
+    if not isinstance(model, keras.Model):
+        hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
+        raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
+    if not model.compiled or model.optimizer is None:
+        raise ValueError(
+            f"the model {model.name!r} is not compiled, so there is no loss: "
+            "finetune_keras.compile(model, loss=..., metrics=[...])"
+        )
+    name, function = _recipe(recipe)
+    if seed is not None:
+        keras.utils.set_random_seed(whole("seed", seed, 0))
+    verbose = 1 if verbose == "auto" else int(verbose)
+    given = getattr(callbacks, "callbacks", callbacks)
+    given = [] if given is None else keras.tree.flatten(given)
+    data = examples(model, train, validation_data, seed)
+    optimizer = optimizers.make(
+        model.optimizer, learning_rate=optimizers.default_rate(model.optimizer)
+    )
+    plan = make(
+        model,
+        data,
+        optimizer,
+        recipe=name,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        class_weight=class_weight,
+        patience=patience,
+        monitor=monitor,
+        callbacks=given,
+        timed=bool(verbose),
+    )
+    if verbose:
+        print(plan)
+    before = Before(model)
+    try:
+        if plan.class_weight is not None or class_weight is False:
+            _weigh(model, plan.class_weight)
+        task = Task(model, data, plan, verbose=verbose)
+        history = run(task, function, optimizer, callbacks=given, verbose=verbose)
+        history.plan, history.test = plan, None
+        if test_data is not None:
+            history.test = _evaluated(model, test_data, plan.batch_size)
+    except BaseException:
+        before.restore()
+        raise
+    if verbose:
+        print(f"best: {history.best}")
+        if history.test is not None:
+            told = ", ".join(f"{k} {v:.4g}" for k, v in history.test.items())
+            print(f"on the test data: {told}")
+    return history
+
+
+def _recipe(recipe: Any) -> tuple[str, Callable[[Task], Iterable[Phase]]]:
+    if isinstance(recipe, str):
+        if recipe not in _RECIPES:
+            raise ValueError(f"there is no recipe {recipe!r}: {nearest(recipe, _RECIPES)}")
+        return recipe, _RECIPES[recipe]
+    if not callable(recipe):
+        raise TypeError(
+            f"recipe= is a name such as 'lp_ft', or a function of a task; given {recipe!r}"
+        )
+    return getattr(recipe, "__name__", type(recipe).__name__), recipe
+
+
+def _weigh(model: keras.Model, weights: tuple[float, ...] | None) -> None:
+    """Puts the weights of the classes into the loss."""
+    if weights is None:
+        _compile(model, class_weight=False)
+    else:
+        _compile(model, class_weight=list(weights))
+
+
+def _evaluated(model: keras.Model, data: Any, batch_size: int) -> dict[str, float]:
+    x, y, weights = unpacked(data)
+    size = batch_size if y is not None else None
+    return model.evaluate(x, y, sample_weight=weights, batch_size=size, verbose=0, return_dict=True)

@@ -1,0 +1,133 @@
+"""What recipes ask of a model before they decide: probes by depth, and gradients by block."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+
+from finetune_keras import select
+from finetune_keras.cache.features import compute
+from finetune_keras.cache.fit import preprocess
+from finetune_keras.cache.solver import solve
+from finetune_keras.cache.source import source
+from finetune_keras.compile import compile as _compile
+from finetune_keras.freeze import thaw
+from finetune_keras.recipes.best import Values
+from finetune_keras.recipes.task import Task
+
+__all__ = ["gradient_norms", "probe_losses"]
+
+_BATCHES = 16  # whose gradients are averaged
+
+
+def probe_losses(task: Task) -> tuple[float, ...] | None:
+    """The loss on the validation data of a linear probe on the end of each stage.
+
+    Features of maps and sequences are averaged over their positions. Each stage takes a pass of
+    the network up to there.
+
+    Returns:
+        One number a stage of ``task.stages``; ``None`` if the head cannot be solved, or a stage
+        cannot be computed apart.
+    """
+    head = task.solvable()
+    if head is None:
+        return None
+    found = []
+    for stage in task.stages:
+        later = select.head()
+        if stage.stop < len(task.blocks):
+            later = later | select.blocks(slice(stage.stop, None))
+        divided = task.divided(later)
+        if divided is None:
+            return None
+        pooled = [_pooled(t) for t in divided.prefix.outputs]
+        pooled = [t for t in pooled if t is not None]
+        if not pooled:
+            return None
+        x = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate()(pooled)
+        network = keras.Model(divided.prefix.inputs, x)
+        train, held = (_features(task, network, data) for data in _data(task))
+        layer = keras.layers.Dense(head.layer.units, use_bias=head.layer.use_bias)
+        layer.build((None, x.shape[-1]))
+        probe = dataclasses.replace(head, layer=layer)
+        solution = solve(probe, *train[:2], sample_weight=train[2], validation=held)
+        found.append(dict(solution.scores)[solution.l2])
+    return tuple(found)
+
+
+def gradient_norms(task: Task) -> tuple[float, ...]:
+    """The norm of each block's gradient, relative to that of its weights.
+
+    Of the mean gradient of some batches, normalisation layers left out (Lee et al. 2022,
+    arXiv:2210.11466, section 4.2). It is what a step of plain gradient descent at a rate of 1
+    changes; the weights are as before afterwards.
+    """
+    model, data, plan = task.model, task.data, task.plan
+    before = Values(model)
+    steps = min(_BATCHES, plan.steps)
+    thaw(model, select.everything(), only=True)
+    sgd = keras.optimizers.SGD(
+        1.0, gradient_accumulation_steps=steps if steps > 1 else None, clipnorm=None
+    )
+    _compile(model, optimizer=sgd, layer_decay=False, ema_momentum=False)
+    blocks = task.blocks
+    learning = [[u.variable for u in b.units if u.variable.trainable] for b in blocks]
+    start = [[_array(v) for v in variables] for variables in learning]
+    try:
+        x, y, weights = data.train
+        read = source(
+            x,
+            y,
+            weights,
+            batch_size=plan.batch_size if data.arrays else None,
+            preprocess=preprocess(model),
+        )
+        for batch in itertools.islice(read.read(), steps):
+            keras.Model.train_on_batch(model, batch.x, batch.y, batch.sample_weight)
+        return tuple(
+            _norm([_array(v) - a for v, a in zip(variables, arrays, strict=True)])
+            / max(_norm(arrays), 1e-12)
+            for variables, arrays in zip(learning, start, strict=True)
+        )
+    finally:
+        before.restore()
+
+
+def _pooled(t: keras.KerasTensor) -> keras.KerasTensor | None:
+    """One vector an example; ``None`` of what is no features, such as a mask."""
+    if not keras.backend.is_float_dtype(t.dtype) or len(t.shape) < 2:
+        return None
+    if len(t.shape) == 2:
+        return t
+    if len(t.shape) == 4:
+        return keras.layers.GlobalAveragePooling2D()(t)
+    if len(t.shape) == 3:
+        return keras.layers.GlobalAveragePooling1D(data_format="channels_last")(t)
+    return None
+
+
+def _data(task: Task) -> tuple[tuple, tuple]:
+    validation = task.data.validation
+    held = (validation, None, None)
+    if isinstance(validation, tuple):
+        held = keras.utils.unpack_x_y_sample_weight(validation)
+    return task.data.train, held
+
+
+def _features(task: Task, network: keras.Model, data: tuple) -> tuple[Any, Any, Any]:
+    size = task.plan.batch_size if data[1] is not None else None
+    read = source(*data, batch_size=size, preprocess=preprocess(task.model))
+    return compute(network, read, verbose=0).view()
+
+
+def _array(variable: keras.Variable) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable), dtype="float64")
+
+
+def _norm(arrays: list[np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.square(a).sum() for a in arrays)))

@@ -1,0 +1,195 @@
+"""Running the phases of a recipe, and keeping the best of all."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+
+import keras
+
+from finetune_keras import flags, record
+from finetune_keras.cache.fit import fit
+from finetune_keras.compile import compile as _compile
+from finetune_keras.freeze import thaw
+from finetune_keras.recipes.best import Values, Watch
+from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.task import Task
+
+__all__ = ["Before", "run"]
+
+_WARM_UP = 0.1  # of the steps of a phase
+
+
+class Before:
+    """A model as it is: weights, flags, optimizer and what is compiled."""
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+        self._values, self._flags = Values(model), flags.Snapshot(model)
+        self._attributes = dict(vars(model))
+
+    def restore(self) -> None:
+        """Goes back to it."""
+        self._flags.restore()
+        for name in set(vars(self.model)) - set(self._attributes):
+            del vars(self.model)[name]
+        vars(self.model).update(self._attributes)
+        self._values.restore()
+        record.refresh(self.model)
+
+
+def run(
+    task: Task,
+    recipe: Callable[[Task], Iterable[Phase]],
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    callbacks: list[keras.callbacks.Callback],
+    verbose: int,
+) -> keras.callbacks.History:
+    """Runs a recipe; the model ends with the best weights.
+
+    Args:
+        task: the model with its data and plan.
+        recipe: gives the phases.
+        optimizer: each phase has a fresh copy of it.
+        callbacks: of the user.
+        verbose: as in ``fit``.
+
+    Returns:
+        One History of all phases.
+
+    Raises:
+        ValueError: if the loss is no number before anything was learned.
+    """
+    model = task.model
+    watch = Watch(model, task.plan.monitor)
+    history = keras.callbacks.History()
+    history.set_model(model)
+    history.epoch, history.history, history.interrupted = [], {}, False
+    last: Phase | None = None
+    try:
+        for phase in recipe(task):
+            last = phase
+            if verbose:
+                print(_line(phase, model))
+            _prepare(model, phase, optimizer, task.plan.steps, warm=task.plan.warm)
+            watch.begin(phase)
+            told = _Told()
+            try:
+                _train(task, phase, [*callbacks, told, watch], len(history.epoch), verbose)
+            finally:
+                _append(history, told, phase)
+                watch.values.restore()
+            if watch.lost:
+                break
+    except KeyboardInterrupt:
+        if watch.best is None:
+            raise  # there is nothing better than what there was
+        history.interrupted = True
+        _say_interrupted(last, watch)
+    if last is None:
+        raise ValueError(f"the recipe {task.plan.recipe!r} gave no phase")
+    if watch.best is None:
+        raise ValueError(
+            f"nothing was learned, as the {watch.lost} of the first phase, {last.name!r}: "
+            "finetune_keras.check(model, data) looks for the cause"
+        )
+    if watch.lost:
+        _warn_lost(last, watch)
+    rate = task.plan.head_rate if last.learning_rate is None else last.learning_rate
+    _compile(
+        model, optimizer=optimizer, learning_rate=rate, layer_decay=last.layer_decay
+    )  # without what a step on the way left in it, and at a rate that does not end in 0
+    history.best, history.notes = watch.best, tuple(task.notes)
+    model.history = history
+    return history
+
+
+def _prepare(
+    model: keras.Model,
+    phase: Phase,
+    optimizer: keras.optimizers.Optimizer,
+    steps: int,
+    *,
+    warm: bool,
+) -> None:
+    """Flags, and a fresh optimizer."""
+    thaw(model, phase.learn, only=True, norms=phase.norms)
+    rate = phase.learning_rate
+    if rate is not None and not callable(rate) and warm:
+        total = phase.epochs * steps
+        warm_up = min(math.ceil(_WARM_UP * total), total - 1)
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.1 * rate, total - warm_up, warmup_target=rate, warmup_steps=warm_up
+        )
+    _compile(model, optimizer=optimizer, learning_rate=rate, layer_decay=phase.layer_decay)
+
+
+def _train(
+    task: Task,
+    phase: Phase,
+    callbacks: list[keras.callbacks.Callback],
+    first: int,
+    verbose: int,
+) -> None:
+    data, plan = task.data, task.plan
+    x, y, weights = data.train
+    with warnings.catch_warnings():
+        # Recipes keep drawing once: said in the guide, and not at each phase.
+        warnings.filterwarnings("ignore", message=".*in this training, since each")
+        fit(
+            task.model,
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=plan.batch_size if data.arrays else None,
+            epochs=first + phase.epochs,
+            initial_epoch=0 if phase.solver else first,
+            validation_data=data.validation,
+            callbacks=callbacks,
+            verbose=verbose,
+            solver=phase.solver,
+        )
+
+
+class _Told(keras.callbacks.History):
+    """What a phase reported, so far as it came."""
+
+
+def _append(history: keras.callbacks.History, told: _Told, phase: Phase) -> None:
+    """Adds the epochs of a phase; what only some phases report is NaN in the others."""
+    epochs = getattr(told, "epoch", [])
+    before, more = history.history, {**told.history, "phase": [phase.name] * len(epochs)}
+    for name in {**before, **more}:
+        values = before.setdefault(name, [math.nan] * len(history.epoch))
+        values += more.get(name, [math.nan] * len(epochs))
+    history.epoch += [len(history.epoch) + i for i in range(len(epochs))]
+    history.params = told.params
+
+
+def _line(phase: Phase, model: keras.Model) -> str:
+    how = "solved"
+    if phase.solver is None:
+        rate = phase.learning_rate
+        rate = f"{rate:.3g}" if isinstance(rate, float) else "a schedule"
+        how = f"{phase.epochs} epochs at most, learning rate {rate}"
+        if phase.layer_decay is not None:
+            how += f", {phase.layer_decay:g} times that a block"
+    return f"phase {phase.name!r}: {phase.learn} learns, {how}"
+
+
+def _say_interrupted(phase: Phase, watch: Watch) -> None:
+    print(f"interrupted in phase {phase.name!r}: the model has its best weights, {watch.best}")
+
+
+def _warn_lost(phase: Phase, watch: Watch) -> None:
+    lower = ""
+    if isinstance(phase.learning_rate, float):
+        lower = f"learning_rate={phase.learning_rate / 10:.1g}, or "
+    warnings.warn(
+        f"training stopped in phase {phase.name!r}, as {watch.lost}; the model has its best "
+        f"weights, {watch.best}: try {lower}finetune_keras.compile(model, clipnorm=1.0) before",
+        RuntimeWarning,
+        stacklevel=4,
+    )

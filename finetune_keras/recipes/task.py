@@ -1,0 +1,101 @@
+"""What a recipe works with: the model, its data, the planned numbers."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import keras
+
+from finetune_keras import _private, flags, graph, parts, select
+from finetune_keras.blocks import Block, blocks_of
+from finetune_keras.cache.fit import obstacle
+from finetune_keras.cache.probe import Probe, solvable
+from finetune_keras.cache.split import Division, divide
+from finetune_keras.recipes.examples import Examples
+from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.plan import Plan
+
+__all__ = ["Task"]
+
+_STAGES = 4
+
+
+class Task:
+    """One training, as a recipe sees it.
+
+    A recipe is a function of a task that gives phases, all at once or one after another: a
+    generator that measures something goes on after the phase it gave has run.
+
+    Attributes:
+        model: the model, with the best weights so far whenever the recipe is asked for a phase.
+        data: what it learns from.
+        plan: the numbers.
+        notes: what `say` was told.
+    """
+
+    def __init__(self, model: keras.Model, data: Examples, plan: Plan, *, verbose: int = 0):
+        self.model, self.data, self.plan = model, data, plan
+        self.notes: list[str] = []
+        self._verbose = verbose
+
+    def say(self, text: str) -> None:
+        """Prints what was measured or decided, and keeps it."""
+        self.notes.append(text)
+        if self._verbose:
+            print(text)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the backbone, from the input on."""
+        divided = parts.parts(self.model)
+        return blocks_of(divided.opened, divided.head_calls)
+
+    @property
+    def stages(self) -> tuple[slice, ...]:
+        """The blocks in four groups of about the same number (in fewer where there are fewer)."""
+        n = len(self.blocks)
+        groups = min(_STAGES, n)
+        edges = [round(i * n / groups) for i in range(groups + 1)] if groups else []
+        return tuple(slice(a, b) for a, b in itertools.pairwise(edges))
+
+    def divided(self, learn: select.Selector) -> Division | None:
+        """The model in two, if only ``learn`` learned; ``None`` where that cannot be done."""
+        if obstacle(self.model):
+            return None
+        before, units = flags.Snapshot(self.model), graph.opened(self.model).units
+        try:
+            wanted = {id(u.variable) for u in select.resolve(self.model, learn)}
+            flags.put(self.model, units, frozenset(wanted))
+            found = divide(self.model, fresh=True)
+            return found if found.frozen and found.batched else None
+        finally:
+            before.restore()
+
+    def solvable(self) -> Probe | None:
+        """The head, if it is one dense layer that can be solved."""
+        divided = self.divided(select.head())
+        if divided is None:
+            return None
+        try:
+            return solvable(divided.suffix, _private.compile_arguments(self.model)["loss"])
+        except ValueError:
+            return None
+
+    def probe(self) -> Phase:
+        """The head alone on fixed features: solved if it can be, or else trained."""
+        own = {"norms": True, "name": "probe", "learn": select.head()}
+        if self.plan.solve and self.solvable() is not None:
+            return Phase(epochs=1, solver="lbfgs", **own)
+        rate, patience = self.plan.head_rate, self.plan.patience
+        return Phase(epochs=self.plan.epochs, learning_rate=rate, patience=patience, **own)
+
+    def phase(self, name: str, learn: select.Selector, **changes: Any) -> Phase:
+        """A phase with the planned numbers, but for ``changes``."""
+        planned = {
+            "epochs": self.plan.epochs,
+            "learning_rate": self.plan.learning_rate,
+            "layer_decay": self.plan.layer_decay,
+            "patience": self.plan.patience,
+        }
+        return Phase(name, learn, **{**planned, **changes})
