@@ -140,11 +140,17 @@ NO_BACKEND = (
 )
 
 
+# Whole programs, of whose parts all have tests: on TensorFlow by default.
+LONG_EXAMPLES = ("resnet50_frozen.py", "h5_first_layers_frozen.py", "test_resnet18_learns")
+
+
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() != "tensorflow":
         for item in items:
             trains = item.get_closest_marker("trains")
             if item.module.__name__ in NO_BACKEND and trains is None:
+                item.add_marker(pytest.mark.slow)
+            if any(name in item.name for name in LONG_EXAMPLES):
                 item.add_marker(pytest.mark.slow)
 
 
