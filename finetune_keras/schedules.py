@@ -5,11 +5,12 @@ is drawn by ``.plot()``. Steps are training batches, counted from 0 by the optim
 holds after the end. All is computed in float32 whatever ``keras.config.floatx()`` says: Keras' own
 schedules count steps in ``floatx``, and float16 ends at 65,504.
 
->>> schedule = WarmupCosine(1e-3, epochs=10, steps_per_epoch=50, warmup_epochs=1)
->>> schedule
-WarmupCosine(0.001, steps=500, warmup_steps=50)
->>> [round(float(schedule(step)), 6) for step in (0, 25, 50, 275, 500)]
-[0.0, 0.0005, 0.001, 0.0005, 0.0]
+Examples:
+    >>> schedule = WarmupCosine(1e-3, epochs=10, steps_per_epoch=50, warmup_epochs=1)
+    >>> schedule
+    WarmupCosine(0.001, steps=500, warmup_steps=50)
+    >>> [round(float(schedule(step)), 6) for step in (0, 25, 50, 275, 500)]
+    [0.0, 0.0005, 0.001, 0.0005, 0.0]
 """
 
 from __future__ import annotations
