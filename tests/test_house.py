@@ -170,6 +170,7 @@ ORDER = [
     "cache.manifest",
     "cache.store",
     "cache.featureset",
+    "cache.shuffled",
     "cache.forward",
     "cache.features",
     "cache.bridge",
