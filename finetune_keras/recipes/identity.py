@@ -15,8 +15,8 @@ from finetune_keras._errors import CacheError
 from finetune_keras._version import __version__
 from finetune_keras.cache import source
 from finetune_keras.cache.fingerprint import fingerprint
-from finetune_keras.cache.fit import preprocess
 from finetune_keras.recipes.examples import Examples
+from finetune_keras.recipes.folder import HASHED
 
 __all__ = ["exact", "identity"]
 
@@ -86,11 +86,15 @@ def _pretrained(model: keras.Model) -> str:
     for variable in model.weights:
         if id(variable) not in head:
             hashed.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
-    return hashed.hexdigest()
+    return HASHED + hashed.hexdigest()
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:
-    return keras.utils.unpack_x_y_sample_weight(data) if isinstance(data, tuple) else (data, None, None)
+    return (
+        keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(data, tuple)
+        else (data, None, None)
+    )
 
 
 def _data(model: keras.Model, part: tuple[Any, Any, Any]) -> str:
@@ -113,7 +117,7 @@ def _argument(value: Any) -> Any:
 
 def _hash(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=_plain)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return HASHED + hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -103,7 +103,7 @@ def run(
         if watch.best is None:
             raise  # there is nothing better than what there was
         history.interrupted = True
-        _say_interrupted(last, watch)
+        _say_interrupted(last, watch, folder)
     if last is None:
         raise ValueError(f"the recipe {task.plan.recipe!r} gave no phase")
     if watch.best is None:
@@ -197,8 +197,10 @@ def _line(phase: Phase, model: keras.Model) -> str:
     return f"phase {phase.name!r}: {phase.learn} learns, {how}"
 
 
-def _say_interrupted(phase: Phase, watch: Watch) -> None:
+def _say_interrupted(phase: Phase, watch: Watch, folder: Folder | None) -> None:
     print(f"interrupted in phase {phase.name!r}: the model has its best weights, {watch.best}")
+    if folder is not None:
+        print(f"{folder.path} has the run, and the same call goes on from there")
 
 
 def _warn_lost(phase: Phase, watch: Watch) -> None:

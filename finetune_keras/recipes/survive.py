@@ -75,7 +75,9 @@ class Survival(keras.callbacks.Callback):
             self._start = list(self._watch.values.arrays)
             return
         arrays = start[0]
-        self._start = _typed([arrays[f"v{i}"] for i in range(len(model.variables))], model.variables)
+        self._start = _typed(
+            [arrays[f"v{i}"] for i in range(len(model.variables))], model.variables
+        )
         values = Values(model, arrays=self._start)
         values.restore()
         chance.put(_part("chance", arrays), model, data)
@@ -147,6 +149,7 @@ class Survival(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Puts what was stored, where the first epoch would begin."""
+        self._counters = [_numbers(c) for c in self._given]
         if not self._going_on:
             return
         model, state, watch = self._task.model, self._stored, self._watch
@@ -158,9 +161,8 @@ class Survival(keras.callbacks.Callback):
             variable.assign(array)
         self._recall(self._now)
         watch.own, watch.since = Score(*state["own"]) if state["own"] else None, state["since"]
-        for callback, numbers in zip(self._given, state["callbacks"], strict=False):
-            now = _numbers(callback)
-            vars(callback).update({k: v for k, v in numbers.items() if k in now})
+        for callback, counted in zip(self._given, state["callbacks"], strict=False):
+            vars(callback).update(counted)
         chance.put(_part("chance", self._arrays), model, self._task.data)
         self._going_on, self._stored, self._arrays = False, None, {}
 
@@ -193,7 +195,10 @@ class Survival(keras.callbacks.Callback):
                 "own": dataclasses.astuple(watch.own) if watch.own else None,
                 "since": watch.since,
                 "measures": self._task.measures,
-                "callbacks": [_numbers(c) for c in self._given],
+                "callbacks": [
+                    {k: v for k, v in _numbers(c).items() if k not in begun or v != begun[k]}
+                    for c, begun in zip(self._given, self._counters, strict=True)
+                ],
             },
         )
 
@@ -252,7 +257,9 @@ def _part(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _floats(logs: dict[str, list]) -> dict[str, list]:
     """Numbers of a History as JSON has them, to the bit."""
-    return {k: [v if isinstance(v, str) else _number(v) for v in values] for k, values in logs.items()}
+    return {
+        k: [v if isinstance(v, str) else _number(v) for v in values] for k, values in logs.items()
+    }
 
 
 def _number(value: Any) -> Any:
@@ -261,6 +268,6 @@ def _number(value: Any) -> Any:
 
 
 def _numbers(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """Counters and the like."""
+    """Counters and the like; those that change in training are stored."""
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(callback).items()}
     return {k: v for k, v in plain.items() if isinstance(v, _PLAIN)}
