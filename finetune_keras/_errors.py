@@ -35,7 +35,7 @@ class WeightsError(ValueError):
 
 
 class CacheError(ValueError):
-    """A folder of features that cannot be used, or cannot be written."""
+    """A folder of features, or of a run, that cannot be used, or cannot be written."""
 
 
 class HeadError(ValueError):

@@ -30,6 +30,7 @@ __all__ = [
     "rate_object",
     "set_global_seeds",
     "share_start",
+    "start_of",
     "sublayers",
     "take_start",
     "tensors_read",
@@ -277,6 +278,11 @@ def share_start(source: keras.Model, target: keras.Model) -> None:
     tell ``fit``.
     """
     target._initial_epoch = source._initial_epoch
+
+
+def start_of(model: keras.Model) -> int | None:
+    """The epoch at which a callback such as ``BackupAndRestore`` told ``model`` to start."""
+    return model._initial_epoch
 
 
 def take_start(model: keras.Model) -> int | None:

@@ -150,6 +150,13 @@ def test_share_start_is_where_fit_begins():
     assert history.epoch == [2]
 
 
+def test_start_of_is_what_a_callback_left():
+    model = chain()
+    assert _private.start_of(model) is None
+    model._initial_epoch = 2
+    assert _private.start_of(model) == 2
+
+
 def test_take_start_is_told_once():
     model = chain()
     model._initial_epoch = 2

@@ -19,20 +19,22 @@ class Bridge(keras.callbacks.Callback):
     Args:
         suffix: what trains.
         data: its data, if they turn with the epoch.
+        first: the first epoch, unless another callback restores one.
     """
 
-    def __init__(self, suffix: keras.Model, data: Any = None):
+    def __init__(self, suffix: keras.Model, data: Any = None, first: int = 0):
         super().__init__()
-        self.suffix, self.data = suffix, data
+        self.suffix, self.data, self.first = suffix, data, first
 
     def on_train_begin(self, logs: Any = None) -> None:
         """The first epoch, which a callback may have restored."""
         _private.share_start(self._model, self.suffix)
+        restored = _private.start_of(self.suffix)
+        self._turn(self.first if restored is None else restored)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """The epoch, on which order and view of the data depend."""
-        if self.data is not None:
-            self.data.turn(epoch)
+        """The epoch, if it is another than was expected."""
+        self._turn(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """The wish to stop."""
@@ -40,8 +42,14 @@ class Bridge(keras.callbacks.Callback):
         self.suffix.stop_training = self._model.stop_training
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """The wish to stop."""
+        """The wish to stop, and the next epoch, which ``fit`` reads ahead."""
         self.suffix.stop_training = self._model.stop_training
+        self._turn(epoch + 1)
+
+    def _turn(self, epoch: int) -> None:
+        """The epoch, on which order and view of the data depend."""
+        if self.data is not None:
+            self.data.turn(epoch)
 
 
 def callbacks(

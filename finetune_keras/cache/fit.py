@@ -14,6 +14,7 @@ from finetune_keras._errors import nearest
 from finetune_keras.cache import refuse, solved, source, stages, training
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
+from finetune_keras.cache.shuffled import in_order
 from finetune_keras.cache.split import divide
 from finetune_keras.callbacks import EMA
 from finetune_keras.compile import compile as _compile
@@ -190,7 +191,7 @@ def fit(
                 stacklevel=2,
             )
         _check_generator(x, epochs - initial_epoch, steps_per_epoch)
-        return model.fit(**plain)
+        return model.fit(**in_order(model, plain))
     probe = solved.check(model, division.suffix) if solver is not None else None
     if views == 1 and augments(division.prefix):
         warnings.warn(

@@ -86,7 +86,7 @@ def differs(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, what: str = "features") -> Iterator[None]:
     """Keeps other processes from writing the same folder; a process that dies lets go of it."""
     try:
         import fcntl
@@ -98,7 +98,7 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CacheError(
-                f"another process is writing features to {folder}: wait for it, or give another "
+                f"another process is writing {what} to {folder}: wait for it, or give another "
                 "directory"
             ) from None
         except OSError:

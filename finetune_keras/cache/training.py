@@ -11,6 +11,7 @@ import numpy as np
 from finetune_keras import _private
 from finetune_keras.cache import bridge, store
 from finetune_keras.cache.featureset import FeatureSet
+from finetune_keras.cache.shuffled import shuffled
 from finetune_keras.cache.split import Division
 
 __all__ = ["compiled", "train"]
@@ -59,6 +60,10 @@ def train(
     suffix = division.suffix
     compiled(model, suffix)
     data, turning = _fed(found, shuffle, memory)
+    if shuffle and turning is None and settings["steps_per_epoch"] is None:
+        made = shuffled(data[:3], data[3])
+        if made is not None:
+            data, turning = (made.batches, None, None, None), made
     if held is not None:
         (x, y, weights, size), _ = _fed(held, False, memory)
         if size is None:
@@ -68,7 +73,7 @@ def train(
             settings["validation_batch_size"] = size
     x, y, weights, size = data
     steps = settings["steps_per_epoch"] or -(-len(found) // found.batch_size)
-    there = bridge.Bridge(suffix, turning)
+    there = bridge.Bridge(suffix, turning, settings["initial_epoch"])
     all_, history = bridge.callbacks(
         callbacks, model, there, verbose=verbose, epochs=settings["epochs"], steps=steps
     )

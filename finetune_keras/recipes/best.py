@@ -44,24 +44,34 @@ class Values:
     Args:
         model: the model.
         before: an earlier copy, which is kept of what does not learn.
+        arrays: the copies, in the order of ``model.variables``; by default they are made.
+
+    Attributes:
+        arrays: the copies.
     """
 
-    def __init__(self, model: keras.Model, before: Values | None = None):
-        same = {} if before is None else before._arrays
-        still = _still(model) if same else set()
+    def __init__(
+        self,
+        model: keras.Model,
+        before: Values | None = None,
+        *,
+        arrays: list[np.ndarray] | None = None,
+    ):
         self._variables = list(model.variables)
-        # Through NumPy: on JAX the next step would delete what shares its memory.
-        self._arrays = {
-            id(v): same[id(v)]
-            if id(v) in still and id(v) in same
-            else np.array(keras.ops.convert_to_numpy(v))
-            for v in self._variables
-        }
+        if arrays is None:
+            still = set() if before is None else _still(model)
+            same = self._variables if before is None else before.arrays
+            # Through NumPy: on JAX the next step would delete what shares its memory.
+            arrays = [
+                a if id(v) in still else np.array(keras.ops.convert_to_numpy(v))
+                for v, a in zip(self._variables, same, strict=True)
+            ]
+        self.arrays = arrays
 
     def restore(self) -> None:
         """Writes them back."""
-        for variable in self._variables:
-            variable.assign(np.array(self._arrays[id(variable)]))
+        for variable, array in zip(self._variables, self.arrays, strict=True):
+            variable.assign(np.array(array))
 
 
 def _still(model: keras.Model) -> set[int]:
@@ -81,6 +91,10 @@ class Watch(keras.callbacks.Callback):
         best: where they are from; ``None`` before the first epoch has ended.
         goal: what is compared; known after the first epoch.
         lost: where the loss stopped being a number, in words.
+        score: what ``best`` is compared by.
+        own: the best score of the phase.
+        since: epochs of the phase since then.
+        improved: whether the last epoch was the best.
     """
 
     def __init__(self, model: keras.Model, monitor: str):
@@ -89,15 +103,15 @@ class Watch(keras.callbacks.Callback):
         self.best: Best | None = None
         self.goal: Goal | None = None
         self.lost = ""
+        self.score: Score | None = None
+        self.own: Score | None = None
+        self.since, self.improved = 0, False
         self._monitor = monitor
-        self._score: Score | None = None
         self._phase: Phase | None = None
-        self._own: Score | None = None  # of this phase
-        self._since = 0
 
     def begin(self, phase: Phase) -> None:
         """A phase begins."""
-        self._phase, self._own, self._since = phase, None, 0
+        self._phase, self.own, self.since = phase, None, 0
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the loss, now and then."""
@@ -106,21 +120,22 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Compares, and keeps the weights if they are better than all before."""
-        logs = logs or {}
+        logs, self.improved = logs or {}, False
         if self._look(logs, f"epoch {epoch + 1}", epoch):
             return
         held = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
         if self.goal is None:
             self.goal = goal(self.model, held, self._monitor, "auto")
         score = self.goal.score(held)
-        if self._score is None or self.goal.order(score) > self.goal.order(self._score):
-            self._score, self.values = score, Values(self.model, self.values)
+        if self.score is None or self.goal.order(score) > self.goal.order(self.score):
+            self.score, self.values = score, Values(self.model, self.values)
+            self.improved = True
             self.best = Best(self._phase.name, epoch, f"val_{self.goal.name}", score.value)
-        if self._own is None or self.goal.order(score) > self.goal.order(self._own):
-            self._own, self._since = score, 0
+        if self.own is None or self.goal.order(score) > self.goal.order(self.own):
+            self.own, self.since = score, 0
             return
-        self._since += 1
-        if self._phase.patience is not None and self._since >= self._phase.patience:
+        self.since += 1
+        if self._phase.patience is not None and self.since >= self._phase.patience:
             self.model.stop_training = True
 
     def _look(self, logs: dict[str, Any], where: str, epoch: int | None) -> bool:

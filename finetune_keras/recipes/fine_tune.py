@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +15,8 @@ from finetune_keras.cache.features import unpacked
 from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes import named
 from finetune_keras.recipes.examples import examples
+from finetune_keras.recipes.folder import Folder
+from finetune_keras.recipes.identity import identity
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.plan import make
 from finetune_keras.recipes.run import Before, run
@@ -38,6 +42,7 @@ def fine_tune(
     monitor: str = "auto",
     callbacks: Any = None,
     seed: int | None = None,
+    directory: str | os.PathLike | None = None,
     verbose: int | str = "auto",
 ) -> keras.callbacks.History:
     """Trains a model by a recipe, and leaves the best weights in it.
@@ -79,6 +84,10 @@ def fine_tune(
             equal ones by the loss.
         callbacks: as in ``fit``; they see all phases, whose epochs are numbered on.
         seed: sets the random states of Python, NumPy and Keras, and what is held out.
+        directory: keeps the run after each epoch: weights, optimizer, random states, the best so
+            far. The same call in a later process goes on from there, and on a CPU ends with the
+            weights of a run without a break, to the bit, if the data are arrays or of
+            ``finetune_keras.data``. A run that is over is given again.
         verbose: 0, 1 or 2.
 
     Returns:
@@ -93,6 +102,8 @@ def fine_tune(
             data set without validation data; for a number out of range; if the loss is NaN from
             the start.
         SelectionError: if the model has no head.
+        CacheError: if ``directory`` has the run of another model, other data, other arguments or
+            another version, or cannot be written.
 
     Examples:
         >>> import numpy as np
@@ -119,38 +130,55 @@ def fine_tune(
     verbose = 1 if verbose == "auto" else int(verbose)
     given = getattr(callbacks, "callbacks", callbacks)
     given = [] if given is None else keras.tree.flatten(given)
-    data = examples(model, train, validation_data, seed)
-    optimizer = optimizers.make(
-        model.optimizer, learning_rate=optimizers.default_rate(model.optimizer)
-    )
-    plan = make(
-        model,
-        data,
-        optimizer,
-        recipe=name,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        class_weight=class_weight,
-        patience=patience,
-        monitor=monitor,
-        callbacks=given,
-        timed=bool(verbose),
-    )
-    if verbose:
-        print(plan)
-    before = Before(model)
-    try:
-        if plan.class_weight is not None or class_weight is False:
-            _weigh(model, plan.class_weight)
-        task = Task(model, data, plan, verbose=verbose)
-        history = run(task, function, optimizer, callbacks=given, verbose=verbose)
-        history.plan, history.test = plan, None
-        if test_data is not None:
-            history.test = _evaluated(model, test_data, plan.batch_size)
-    except BaseException:
-        before.restore()
-        raise
+    arguments = {
+        "recipe": function if callable(recipe) else recipe,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "class_weight": class_weight,
+        "patience": patience,
+        "monitor": monitor,
+        "seed": seed,
+    }
+    folder = None if directory is None else Folder(directory)
+    with contextlib.nullcontext() if folder is None else folder.locked():
+        data = examples(model, train, validation_data, seed)
+        optimizer = optimizers.make(
+            model.optimizer, learning_rate=optimizers.default_rate(model.optimizer)
+        )
+        plan = make(
+            model,
+            data,
+            optimizer,
+            recipe=name,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            class_weight=class_weight,
+            patience=patience,
+            monitor=monitor,
+            callbacks=given,
+            timed=bool(verbose),
+        )
+        if folder is not None:
+            plan = plan.of_size(folder.run.get("batch size", plan.batch_size), data)
+            folder.begin(identity(model, data, arguments) | {"batch size": plan.batch_size})
+        if verbose:
+            print(plan)
+        before = Before(model)
+        try:
+            if plan.class_weight is not None or class_weight is False:
+                _weigh(model, plan.class_weight)
+            task = Task(model, data, plan, verbose=verbose)
+            history = run(
+                task, function, optimizer, callbacks=given, verbose=verbose, folder=folder
+            )
+            history.plan, history.test = plan, None
+            if test_data is not None:
+                history.test = _evaluated(model, test_data, plan.batch_size)
+        except BaseException:
+            before.restore()
+            raise
     if verbose:
         print(f"best: {history.best}")
         if history.test is not None:

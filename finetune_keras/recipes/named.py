@@ -70,7 +70,7 @@ def surgical(task: Task) -> Iterable[Phase]:
     arXiv:2210.11466).
     """
     yield task.probe()
-    norms = gradient_norms(task)
+    norms = task.measured("gradient norms", gradient_norms)
     chosen = [i for i, norm in enumerate(norms) if norm >= _ENOUGH * max(norms) > 0]
     if not chosen:
         task.say("surgical: no block has a gradient, so the probe is the end")
@@ -91,7 +91,7 @@ def auto(task: Task) -> Iterable[Phase]:
     once, and the rest is trained on them. Where the stages cannot be compared it is `lp_ft`.
     """
     yield task.probe()
-    losses = probe_losses(task)
+    losses = task.measured("probe losses", probe_losses)
     if losses is None or len(losses) < 2:
         task.say("auto: the depths cannot be compared by solved probes, so everything is thawed")
         yield task.phase("all", select.everything())

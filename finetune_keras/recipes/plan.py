@@ -69,6 +69,14 @@ class Plan:
     seconds: float
     reasons: Mapping[str, str]
 
+    def of_size(self, batch_size: int, data: Examples) -> Plan:
+        """The same with batches of another size, which a stored run was begun with."""
+        if batch_size == self.batch_size:
+            return self
+        reasons = {**self.reasons, "batch_size": "of the stored run"}
+        steps = data.steps(batch_size)
+        return dataclasses.replace(self, batch_size=batch_size, steps=steps, reasons=reasons)
+
     def __str__(self) -> str:
         """A line for each choice."""
         rows = [("recipe", self.recipe)]

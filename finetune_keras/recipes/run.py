@@ -13,7 +13,9 @@ from finetune_keras.cache.fit import fit
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
+from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
 
 __all__ = ["Before", "run"]
@@ -46,6 +48,7 @@ def run(
     *,
     callbacks: list[keras.callbacks.Callback],
     verbose: int,
+    folder: Folder | None = None,
 ) -> keras.callbacks.History:
     """Runs a recipe; the model ends with the best weights.
 
@@ -55,6 +58,7 @@ def run(
         optimizer: each phase has a fresh copy of it.
         callbacks: of the user.
         verbose: as in ``fit``.
+        folder: keeps the run, and perhaps has it already.
 
     Returns:
         One History of all phases.
@@ -68,16 +72,28 @@ def run(
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
+    kept = None if folder is None else Survival(folder, task, watch, history, callbacks)
+    if verbose and kept is not None and kept.resumed:
+        print(kept.resumed)
     try:
-        for phase in recipe(task):
-            last = phase
-            if verbose:
+        for number, phase in enumerate(recipe(task)):
+            last, told, over = phase, _Told(), 0
+            past = kept is not None and kept.past(number, phase)
+            if verbose and not past:
                 print(_line(phase, model))
+            if kept is not None and not past:
+                over = kept.enter(number, told)
             _prepare(model, phase, optimizer, task.plan.steps, warm=task.plan.warm)
+            if past:
+                kept.take_up(number, told)
+                _append(history, told, phase)
+                if watch.lost:
+                    break
+                continue
             watch.begin(phase)
-            told = _Told()
+            seen = [*callbacks, told, watch, *([] if kept is None else [kept])]
             try:
-                _train(task, phase, [*callbacks, told, watch], len(history.epoch), verbose)
+                _train(task, phase, seen, len(history.epoch), verbose, over=over)
             finally:
                 _append(history, told, phase)
                 watch.values.restore()
@@ -87,7 +103,7 @@ def run(
         if watch.best is None:
             raise  # there is nothing better than what there was
         history.interrupted = True
-        _say_interrupted(last, watch)
+        _say_interrupted(last, watch, folder)
     if last is None:
         raise ValueError(f"the recipe {task.plan.recipe!r} gave no phase")
     if watch.best is None:
@@ -132,6 +148,8 @@ def _train(
     callbacks: list[keras.callbacks.Callback],
     first: int,
     verbose: int,
+    *,
+    over: int = 0,
 ) -> None:
     data, plan = task.data, task.plan
     x, y, weights = data.train
@@ -145,7 +163,7 @@ def _train(
             sample_weight=weights,
             batch_size=plan.batch_size if data.arrays else None,
             epochs=first + phase.epochs,
-            initial_epoch=0 if phase.solver else first,
+            initial_epoch=0 if phase.solver else first + over,
             validation_data=data.validation,
             callbacks=callbacks,
             verbose=verbose,
@@ -165,7 +183,7 @@ def _append(history: keras.callbacks.History, told: _Told, phase: Phase) -> None
         values = before.setdefault(name, [math.nan] * len(history.epoch))
         values += more.get(name, [math.nan] * len(epochs))
     history.epoch += [len(history.epoch) + i for i in range(len(epochs))]
-    history.params = told.params
+    history.params = told.params or history.params
 
 
 def _line(phase: Phase, model: keras.Model) -> str:
@@ -179,8 +197,10 @@ def _line(phase: Phase, model: keras.Model) -> str:
     return f"phase {phase.name!r}: {phase.learn} learns, {how}"
 
 
-def _say_interrupted(phase: Phase, watch: Watch) -> None:
+def _say_interrupted(phase: Phase, watch: Watch, folder: Folder | None) -> None:
     print(f"interrupted in phase {phase.name!r}: the model has its best weights, {watch.best}")
+    if folder is not None:
+        print(f"{folder.path} has the run, and the same call goes on from there")
 
 
 def _warn_lost(phase: Phase, watch: Watch) -> None:

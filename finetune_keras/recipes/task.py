@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,11 +33,13 @@ class Task:
         data: what it learns from.
         plan: the numbers.
         notes: what `say` was told.
+        measures: what `measured` found, by name.
     """
 
     def __init__(self, model: keras.Model, data: Examples, plan: Plan, *, verbose: int = 0):
         self.model, self.data, self.plan = model, data, plan
         self.notes: list[str] = []
+        self.measures: dict[str, Any] = {}
         self._verbose = verbose
 
     def say(self, text: str) -> None:
@@ -44,6 +47,17 @@ class Task:
         self.notes.append(text)
         if self._verbose:
             print(text)
+
+    def measured(self, name: str, measure: Callable[[Task], Any]) -> Any:
+        """What ``measure`` finds in the model as it is now; numbers, or a tuple of them.
+
+        It is stored with the run, which decides by it if it goes on in a later process. So what a
+        recipe decides by is measured in this way.
+        """
+        if name not in self.measures:
+            self.measures[name] = measure(self)
+        found = self.measures[name]
+        return tuple(found) if isinstance(found, list) else found
 
     @property
     def blocks(self) -> tuple[Block, ...]:

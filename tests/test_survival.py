@@ -1,0 +1,382 @@
+"""`fine_tune(directory=)`: a run that is killed and started again ends as one without a break."""
+
+import errno
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+from conftest import images
+
+import finetune_keras as ftk
+from finetune_keras import select
+from finetune_keras.recipes import folder as folders
+
+layers = keras.layers
+
+
+def network(dropout=0.3, policy="float32", **options):
+    """Blocks with normalisation, dropout and augmentation, whose generators have states."""
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.RandomFlip(name="flip")(inputs)
+    for i in range(3):
+        x = layers.Conv2D(6, 3, padding="same", name=f"conv{i}", dtype=policy)(x)
+        x = layers.BatchNormalization(name=f"bn{i}", dtype=policy)(x)
+        x = layers.Activation("relu", name=f"act{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    if dropout:
+        x = layers.Dropout(dropout, name="drop")(layers.Dense(5, activation="relu", name="fc")(x))
+    model = keras.Model(inputs, layers.Dense(3, activation="softmax", name="classes")(x))
+    return ftk.compile(
+        model, loss="sparse_categorical_crossentropy", metrics=["accuracy"], **options
+    )
+
+
+class Killed(BaseException):
+    """As if the process ended there."""
+
+
+class Kill(keras.callbacks.Callback):
+    def __init__(self, epoch, where):
+        super().__init__()
+        self.epoch, self.where = epoch, where
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+        if self.where == "begin" and epoch == self.epoch:
+            raise Killed
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.where == "batch" and self.now == self.epoch and batch:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.where == "end" and epoch == self.epoch:
+            raise Killed
+
+
+def run(directory, recipe, *, kill=None, seed=7, model=None, data=None, **options):
+    """One process: its random states, its model, its data are its own."""
+    model = model or network()
+    train, held = data or (images(20, 8), images(12, 8))
+    if directory is not None and os.path.exists(
+        directory / "start.npz"
+    ):  # a head is drawn anew each time
+        head = model.get_layer("classes").kernel
+        head.assign(np.random.default_rng().normal(size=head.shape))
+        np.random.seed()
+    callbacks = [kill] if kill else []
+    given = {"epochs": 4, "patience": 9, "verbose": 0, "seed": seed, **options}
+    history = ftk.fine_tune(
+        model,
+        train,
+        validation_data=held,
+        recipe=recipe,
+        directory=directory,
+        callbacks=callbacks,
+        **given,
+    )
+    return [np.array(v) for v in model.get_weights()], history
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True)) and (
+        json.dumps(one[1].history) == json.dumps(other[1].history)
+        and one[1].epoch == other[1].epoch
+        and one[1].best == other[1].best
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "lp_ft",
+        pytest.param("auto", marks=pytest.mark.slow),
+        pytest.param("full", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_each_epoch_it_ends_the_same(recipe, tmp_path):
+    whole = run(tmp_path / "whole", recipe, epochs=2)
+    assert same(whole, run(None, recipe, epochs=2))
+    for epoch in range(len(whole[1].epoch)):
+        directory = tmp_path / f"at{epoch}"
+        with pytest.raises(Killed):
+            run(directory, recipe, epochs=2, kill=Kill(epoch, "end"))
+        assert same(run(directory, recipe, epochs=2), whole), epoch
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epoch", "where"),
+    [
+        ("gradual", 2, "begin"),
+        ("auto", 5, "end"),
+        ("full", 5, "end"),
+        ("surgical", 0, "begin"),
+        ("surgical", 2, "batch"),
+        ("linear_probe", 1, "batch"),
+    ],
+)
+def test_killed_between_epochs_and_within_one(recipe, epoch, where, tmp_path):
+    whole = run(tmp_path / "whole", recipe)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", recipe, kill=Kill(epoch, where))
+    assert same(run(tmp_path / "broken", recipe), whole)
+
+
+def test_killed_again_and_again(tmp_path):
+    whole = run(tmp_path / "whole", "lp_ft", epochs=2)
+    for epoch in range(len(whole[1].epoch)):
+        with pytest.raises(Killed):
+            run(tmp_path / "broken", "lp_ft", epochs=2, kill=Kill(epoch, "end"))
+    assert same(run(tmp_path / "broken", "lp_ft", epochs=2), whole)
+
+
+@pytest.mark.parametrize("options", [{"ema_momentum": 0.5}, {"optimizer": "sgd"}])
+def test_averages_and_other_optimizers_go_on(options, tmp_path):
+    whole = run(tmp_path / "whole", "lp_ft", model=network(**options))
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "lp_ft", model=network(**options), kill=Kill(5, "end"))
+    assert same(run(tmp_path / "broken", "lp_ft", model=network(**options)), whole)
+
+
+def test_half_precision_goes_on(tmp_path):
+    def half(directory, kill=None):
+        return run(directory, "lp_ft", model=network(policy="bfloat16"), epochs=2, kill=kill)
+
+    whole = half(tmp_path / "whole")
+    with pytest.raises(Killed):
+        half(tmp_path / "broken", Kill(3, "end"))
+    assert same(half(tmp_path / "broken"), whole)
+
+
+class Drops(keras.callbacks.ReduceLROnPlateau):
+    """Its counters decide when the rate drops."""
+
+    def __init__(self, kill=None):
+        super().__init__(monitor="val_loss", patience=2, factor=0.1, min_delta=10.0)
+        self.kill = kill
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        if epoch == self.kill:
+            raise KeyboardInterrupt
+
+
+def test_counters_of_callbacks_go_on_and_ctrl_c_is_a_break_as_well(tmp_path, capsys):
+    whole = run(tmp_path / "whole", "lp_ft", kill=Drops(), epochs=6)
+    broken = run(tmp_path / "broken", "lp_ft", kill=Drops(8), epochs=6, verbose=2)
+    assert broken[1].interrupted
+    assert not same(broken, whole)
+    assert "the same call goes on from there" in capsys.readouterr().out
+    again = run(tmp_path / "broken", "lp_ft", kill=Drops(), epochs=6, verbose=2)
+    assert "goes on after epoch 8, phase 'all'" in capsys.readouterr().out
+    assert same(again, whole)
+    rates = whole[1].history["learning_rate"]
+    assert len(set(rates[-6:])) > 1  # or else counters would not matter
+
+
+def test_a_run_that_is_over_is_given_again(tmp_path):
+    whole = run(tmp_path, "auto")
+    model = network()
+
+    class No(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise AssertionError("an epoch is trained again")
+
+    again = run(tmp_path, "auto", model=model, kill=No(), test_data=images(6, 8))
+    assert same(again, whole)
+    assert again[1].test.keys() == {"loss", "accuracy"}
+    assert again[1].notes == whole[1].notes
+
+
+class Poison(keras.callbacks.Callback):
+    """A loss that is no number, from an epoch on."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch >= self.at:
+            bias = self.model.get_layer("classes").bias
+            bias.assign(np.full(bias.shape, np.nan, "float32"))
+
+
+def test_a_loss_that_is_no_number_stays_the_end(tmp_path):
+    runs = []
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="training stopped in phase 'all', as loss is nan"):
+            runs.append(run(tmp_path, "lp_ft", kill=Poison(5)))
+    assert same(*runs)
+    assert runs[1][1].epoch == [0, 1, 2, 3, 4, 5]
+    assert all(np.isfinite(a).all() for a in runs[1][0])
+
+
+def test_while_it_is_stored(tmp_path, monkeypatch):
+    """The process dies when a file is half written, or written and not yet renamed."""
+    whole = run(tmp_path / "whole", "lp_ft")
+    usual, calls = os.replace, []
+
+    def dies(source, target):
+        calls.append(target)
+        if len(calls) == at:
+            raise Killed
+        return usual(source, target)
+
+    # 1: what the run is of; 2: how it began; then one an epoch.
+    for at in (1, 2, 4):
+        directory = tmp_path / f"at{at}"
+        calls.clear()
+        monkeypatch.setattr(os, "replace", dies)
+        with pytest.raises(Killed):
+            run(directory, "lp_ft")
+        monkeypatch.setattr(os, "replace", usual)
+        (directory / "state.npz.partial").write_bytes(b"half")
+        assert same(run(directory, "lp_ft"), whole), at
+        assert sorted(p.name for p in directory.iterdir()) == [
+            "lock",
+            "run.json",
+            "start.npz",
+            "state.npz",
+        ]
+
+
+def test_a_full_disk_keeps_what_was_stored(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", "lp_ft")
+    usual, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if 4 <= len(calls) <= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(RuntimeWarning, match="cannot be stored in .*no space left.*is kept") as seen:
+        on = run(tmp_path / "full", "lp_ft")
+    assert len([w for w in seen if "cannot be stored" in str(w.message)]) == 1
+    assert same(on, whole)
+    calls.clear()
+    with pytest.warns(RuntimeWarning, match="no space left"), pytest.raises(Killed):
+        run(tmp_path / "killed", "lp_ft", kill=Kill(2, "end"))
+    monkeypatch.setattr(os, "fsync", usual)
+    assert same(run(tmp_path / "killed", "lp_ft"), whole)
+
+
+def test_a_full_disk_at_the_start_is_an_error_and_changes_nothing(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ftk.CacheError, match="cannot be stored in .*no space left.*another dir"):
+        run(tmp_path / "full", "lp_ft", model=model)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert not [p.name for p in (tmp_path / "full").iterdir() if p.suffix != ""]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 5}, "epochs 4 there, 5 here"),
+        ({"recipe": "full"}, "recipe lp_ft there, full here"),
+        ({"seed": 8}, "seed 7 there, 8 here"),
+        ({"learning_rate": 1e-4}, "learning_rate None there, 0.0001 here"),
+        ({"data": (images(21, 8), images(12, 8))}, "other training data"),
+        ({"data": (images(20, 8), images(9, 8))}, "other validation data"),
+        ({"model": 0.2}, "other model"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused_with_the_reason(changed, message, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, "lp_ft", kill=Kill(1, "end"))
+    kept = (tmp_path / "state.npz").read_bytes()
+    if "model" in changed:
+        changed = {"model": network(changed["model"])}
+    with pytest.raises(ftk.CacheError, match="is another: " + message):
+        run(tmp_path, **{"recipe": "lp_ft", **changed})
+    assert (tmp_path / "state.npz").read_bytes() == kept
+
+
+def test_other_pretrained_weights_and_versions_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        run(tmp_path, "lp_ft", kill=Kill(1, "end"))
+    model = network()
+    model.get_layer("conv0").bias.assign(np.ones(6))
+    with pytest.raises(ftk.CacheError, match="other pretrained weights"):
+        run(tmp_path, "lp_ft", model=model)
+    told = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**told, "keras": "3.0.0"}))
+    with pytest.raises(ftk.CacheError, match=r"keras 3.0.0 there, \d"):
+        run(tmp_path, "lp_ft")
+    (tmp_path / "run.json").write_text(json.dumps({**told, "format": folders.FORMAT + 1}))
+    with pytest.raises(ftk.CacheError, match=r"is of format \d, and finetune_keras"):
+        run(tmp_path, "lp_ft")
+
+
+def test_a_folder_of_something_else_and_damaged_files_are_refused(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    with pytest.raises(ftk.CacheError, match=r"has 'thesis.txt', which is of no run"):
+        run(other, "lp_ft")
+    assert [p.name for p in other.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ftk.CacheError, match="is a file: give a directory"):
+        run(other / "thesis.txt", "lp_ft")
+    with pytest.raises(Killed):
+        run(tmp_path / "run", "lp_ft", kill=Kill(1, "end"))
+    whole = (tmp_path / "run" / "state.npz").read_bytes()
+    (tmp_path / "run" / "state.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ftk.CacheError, match=r"state.npz is damaged .*: delete"):
+        run(tmp_path / "run", "lp_ft")
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    run(tmp_path, "linear_probe")
+    with folders.Folder(tmp_path).locked(), pytest.raises(ftk.CacheError, match="another process"):
+        run(tmp_path, "linear_probe")
+
+
+def test_a_recipe_that_decides_otherwise_is_told_to_measure(tmp_path):
+    decided = iter([1e-3, 1e-4])
+
+    def recipe(task):
+        yield task.probe()
+        yield task.phase("all", select.everything(), learning_rate=next(decided))
+
+    with pytest.raises(Killed):
+        run(tmp_path, recipe, kill=Kill(5, "end"))
+    with pytest.raises(ftk.CacheError, match=r"phase 2, 'all': learning_rate .*task.measured"):
+        run(tmp_path, recipe)
+
+
+def test_what_a_recipe_measured_is_stored(tmp_path):
+    calls = []
+
+    def recipe(task):
+        yield task.probe()
+        rate = task.measured("rate", lambda task: calls.append(task) or 1e-3)
+        yield task.phase("all", select.everything(), learning_rate=rate)
+
+    with pytest.raises(Killed):
+        run(tmp_path, recipe, kill=Kill(5, "end"))
+    run(tmp_path, recipe)
+    assert len(calls) == 1
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data in its own process")
+def test_a_stream_goes_on_and_says_that_it_is_another_order(tmp_path):
+    import tensorflow as tf
+
+    def streams():
+        train = tf.data.Dataset.from_tensor_slices(images(20, 8)).shuffle(20).batch(5)
+        return train, tf.data.Dataset.from_tensor_slices(images(12, 8)).batch(5)
+
+    with pytest.raises(Killed):
+        run(tmp_path, "full", data=streams(), kill=Kill(5, "end"))
+    with pytest.warns(RuntimeWarning, match="not to the bit"):
+        history = run(tmp_path, "full", data=streams())[1]
+    assert len(history.epoch) == len(run(None, "full", data=streams())[1].epoch)
