@@ -586,5 +586,10 @@ def test_plot_and_text(tmp_path):
         told = read_off(*curve, 0.9, stopped=False)
         (axes,) = told.plot().axes
         assert " ".join(axes.get_title().split()) == told.note
+    rates = np.geomspace(1e-7, 1e-5, 100)
+    flat = read_off(rates, 1 + np.random.default_rng(0).normal(size=100), 0.9, stopped=False)
+    (axes,) = flat.plot().axes
+    assert axes.get_ylim()[0] < flat.smoothed.min()
+    assert axes.get_ylim()[1] > flat.smoothed.max()
     with pytest.raises(ValueError, match="read-only"):
         found.losses[0] = 1

@@ -69,7 +69,8 @@ class LRFind:
             axes.axvline(rate, ls="-" if first else ":", color="C1", alpha=1 if first else 0.6)
             axes.annotate(label, (rate, 1), xycoords=("data", "axes fraction"), rotation=90,
                           ha="right", va="top", fontsize=7)  # fmt: skip
-        low, high = float(self.smoothed.min()), float(self.smoothed[0])
+        before = self.losses[: _lowest(self.smoothed) + 1]  # a divergence would flatten the rest
+        low, high = float(before.min()), float(before.max())
         room = 0.2 * (high - low or 1.0)
         axes.set(
             xlabel="learning rate", ylabel="loss", xscale="log", ylim=(low - room, high + 2 * room)
@@ -140,7 +141,7 @@ def _told(
     tells, empty if it also rises again.
     """
     if len(losses) < 10:
-        return f"the loss diverged after {len(losses)} steps: start lower", ""
+        return f"the loss diverged after {len(losses)} steps: try a lower start=", ""
     low = _lowest(smoothed)
     level = float(losses[: max(low // 2, 5)].mean())
     # Of one loss, by differences, which a slow fall does not add to; an average is over this many.
@@ -151,7 +152,7 @@ def _told(
     if level - float(smoothed[low]) <= least:
         why = "the loss never falls by more than its noise from batch to batch"
         if rises:
-            return f"{why}: a lower start=, or larger batches, may tell more", ""
+            return f"{why}: a lower start=, more steps= or larger batches may", ""
         return f"{why} up to the last rate, {last:.2g}: a higher end= may tell more", ""
     if rises:
         return "", ""
