@@ -4,6 +4,9 @@ The blocks of a page run in its order, in one namespace and a folder of their ow
 cannot run here has a line above its fence that readers do not see, with the reason::
 
     <!-- not run: needs a module of TF Hub -->
+
+What a block prints is compared with the text below it, but for digits, spaces and rules: numbers
+differ by backend, version and processor.
 """
 
 import ast
@@ -18,7 +21,10 @@ import pytest
 import finetune_keras as ftk
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?:^<!-- not run: (.+) -->\n)?^```python\n((?:.*\n)*?)```$", re.M)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (.+) -->\n)?^```python\n((?:.*\n)*?)```\n(?:\n```text\n((?:.*\n)*?)```$)?",
+    re.M,
+)
 NAME = re.compile(r"\b(ftk|heads|select|schedules|recipes)\.(\w+(?:\.\w+)*)")
 # No test downloads anything: the same network with random weights, and faster on small images.
 OFFLINE = {
@@ -45,12 +51,17 @@ def pages():
 
 def blocks(page):
     """Why a block is not run, empty if it is; its code, below as many empty lines as in the page,
-    so that errors name the right one.
+    so that errors name the right one; and what it prints, empty if the page does not say.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     for found in BLOCK.finditer(text):
         above = text.count("\n", 0, found.start(2))
-        yield found[1] or "", "\n" * above + found[2]
+        yield found[1] or "", "\n" * above + found[2], found[3] or ""
+
+
+def words(printed):
+    """The words of what was printed, which are the same everywhere."""
+    return re.sub(r"[\d.]+(e[-+]\d+)?", "0", re.sub(r"-{3,}", "", printed)).split()
 
 
 def given(page):
@@ -89,21 +100,25 @@ def pictures(folder):
 
 @pytest.mark.parametrize("page", pages())
 @pytest.mark.filterwarnings("ignore")
-def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run_and_print_what_it_says(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__", **given(page)}
-    for why, code in blocks(page):
-        if not why:
-            for online, offline in OFFLINE.items():
-                code = code.replace(online, offline)
-            exec(compile(code, ROOT / page, "exec"), names)
+    for why, code, printed in blocks(page):
+        if why:
+            continue
+        for online, offline in OFFLINE.items():
+            code = code.replace(online, offline)
+        capsys.readouterr()
+        exec(compile(code, ROOT / page, "exec"), names)
+        found = capsys.readouterr().out
+        assert words(found) == words(printed) or not printed, found
 
 
 @pytest.mark.parametrize("page", pages())
 def test_what_is_not_run_is_python_and_uses_names_that_there_are(page):
     fences = (ROOT / page).read_text(encoding="utf-8").count("```python")
     assert len(list(blocks(page))) == fences
-    for _, code in blocks(page):
+    for _, code, _ in blocks(page):
         ast.parse(code)
         for module, name in NAME.findall(code):
             operator.attrgetter(name)(ftk if module == "ftk" else getattr(ftk, module))
