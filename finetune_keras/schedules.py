@@ -15,6 +15,7 @@ Examples:
 
 from __future__ import annotations
 
+import abc
 import inspect
 import math
 import numbers
@@ -33,7 +34,7 @@ LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 _MOST = 2**31 - 1  # optimizers count steps in int32 on JAX and PyTorch
 
 
-class _UpAndDown(LearningRateSchedule):
+class _UpAndDown(LearningRateSchedule, abc.ABC):
     """A rise from step 0 to ``peak`` and a fall from there to ``last``."""
 
     peak: float
@@ -56,13 +57,18 @@ class _UpAndDown(LearningRateSchedule):
         self.steps = _steps("steps", steps, "epochs", epochs, steps_per_epoch, low=1)
         self.name = type(self).__name__ if name is None else name
 
+    @abc.abstractmethod
     def _rising(self, done: Any) -> Any:
         """The rate at a fraction of the rise."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _falling(self, done: Any) -> Any:
         """The rate at a fraction of the fall."""
-        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, lengths in steps."""
+        arguments = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in arguments if "epoch" not in name}
 
     def __call__(self, step: Any) -> Any:
         """The rate at a step, or at an array of steps; a float32 tensor."""
@@ -102,7 +108,7 @@ class _UpAndDown(LearningRateSchedule):
         rate, name = config.pop("learning_rate"), config["name"]
         if name == type(self).__name__:
             del config["name"]
-        parameters = inspect.signature(type(self).__init__).parameters
+        parameters = inspect.signature(type(self)).parameters
         listed = "".join(
             f", {key}={value:g}" if isinstance(value, float) else f", {key}={value!r}"
             for key, value in config.items()
@@ -179,17 +185,6 @@ class WarmupCosine(_UpAndDown):
     def _falling(self, done: Any) -> Any:
         return _cosine(self.alpha * self.learning_rate, self.learning_rate, 1.0 - done)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, the length in steps."""
-        return {
-            "learning_rate": self.learning_rate,
-            "steps": self.steps,
-            "warmup_steps": self.warmup_steps,
-            "initial_learning_rate": self.initial_learning_rate,
-            "alpha": self.alpha,
-            "name": self.name,
-        }
-
 
 @keras.saving.register_keras_serializable(package="finetune_keras")
 class OneCycle(_UpAndDown):
@@ -250,17 +245,6 @@ class OneCycle(_UpAndDown):
         first = self.learning_rate / self.div_factor
         return _cosine(first / self.final_div_factor, self.learning_rate, 1.0 - done)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, the length in steps."""
-        return {
-            "learning_rate": self.learning_rate,
-            "steps": self.steps,
-            "pct_start": self.pct_start,
-            "div_factor": self.div_factor,
-            "final_div_factor": self.final_div_factor,
-            "name": self.name,
-        }
-
 
 @keras.saving.register_keras_serializable(package="finetune_keras")
 class SlantedTriangular(_UpAndDown):
@@ -316,16 +300,6 @@ class SlantedTriangular(_UpAndDown):
 
     def _falling(self, done: Any) -> Any:
         return self._rising(1.0 - done)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, the length in steps."""
-        return {
-            "learning_rate": self.learning_rate,
-            "steps": self.steps,
-            "cut_frac": self.cut_frac,
-            "ratio": self.ratio,
-            "name": self.name,
-        }
 
 
 def _cosine(low: float, high: float, share: Any) -> Any:

@@ -129,13 +129,14 @@ def slow_marks(name: str, fast=REPRESENTATIVES) -> tuple:
 
 
 # Tests of files, tables and pipelines, where no backend computes but in those that are marked
-# ``trains``: on TensorFlow by default.
+# ``trains``, and the examples of the docs: on TensorFlow by default.
 NO_BACKEND = (
     "test_data_corruption",
     "test_data_scan",
     "test_data_tables",
     "test_data_text",
     "test_data_tfds",
+    "test_docs",
     "test_list_backbones",
 )
 

@@ -314,8 +314,61 @@ def test_stages_of_a_model_without_maps():
     model = chain()
     ftk.freeze(model, select.up_to("b"))
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="'chain' has no two; .*by='block'"):
+    with pytest.raises(ValueError, match="all blocks of 'chain' have in common.*by='block'"):
         model.fit(*vectors(), verbose=0, callbacks=[GradualThaw("stage")])
+
+
+def classifier_of_texts():
+    """A KerasHub task with a transformer layer, without dropout, and its texts and labels."""
+    keras_hub = pytest.importorskip("keras_hub")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        keras_hub.tokenizers.BertTokenizer(words), sequence_length=6
+    )
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        dropout=0.0,
+        max_sequence_length=6,
+        name="bert",
+    )
+    task = keras_hub.models.BertTextClassifier(
+        backbone=backbone, num_classes=2, preprocessor=preprocessor, dropout=0.0
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    task.compile(keras.optimizers.Adam(1e-2), loss)
+    ftk.freeze(task, select.backbone())
+    return task, np.array(["good film", "bad film", "film", "good good"]), np.array([1, 0, 0, 1])
+
+
+def test_a_transformer_has_no_stages():
+    task, x, y = classifier_of_texts()
+    with pytest.raises(ValueError, match="all blocks of 'bert_text_classifier' .*by='block'"):
+        task.fit(x, y, verbose=0, callbacks=[GradualThaw("stage")])
+
+
+def test_a_classifier_of_texts_goes_on_in_the_middle(tmp_path):
+    whole, x, y = classifier_of_texts()
+    parted, fresh = classifier_of_texts()[0], classifier_of_texts()[0]
+    for model in (parted, fresh):
+        model.set_weights(whole.get_weights())
+    given = {"x": x, "y": y, "batch_size": 2, "shuffle": False, "verbose": 0}
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    thawing = GradualThaw(decay=0.5)
+    whole.fit(**given, epochs=3, callbacks=[thawing])
+    assert plan(thawing) == [(1, ("pooled_dense",)), (2, ("transformer_layer_0",))]
+    with pytest.raises(KeyboardInterrupt):
+        parted.fit(**given, epochs=3, callbacks=[GradualThaw(decay=0.5), backup(), Fails(2)])
+    again = GradualThaw(decay=0.5)
+    fresh.fit(**given, epochs=3, callbacks=[again, backup()])
+    assert plan(again) == [(2, ("transformer_layer_0",))]
+    equal(whole, fresh)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +407,7 @@ def test_a_stage_ends_with_its_pooling():
 
 def test_stages_of_unknown_size_are_said():
     network = residual(size=None)
-    with pytest.raises(ValueError, match="sizes of its maps are unknown: give .* an input_shape"):
+    with pytest.raises(ValueError, match="has maps of unknown size: give .* input_shape"):
         steps.steps(network, "stage")
 
 

@@ -14,6 +14,8 @@ from finetune_keras.lr_find.found import smooth
 
 layers = keras.layers
 STEPS = {"steps": 12, "verbose": 0}
+# Of twelve steps no rate can be read, which is not what most tests here are about.
+pytestmark = pytest.mark.filterwarnings("ignore:lr_find")
 
 
 def everything(model):
@@ -192,22 +194,30 @@ def test_ctrl_c_in_the_middle_of_training_leaves_no_trace(make, monkeypatch):
     assert_same(run(False), run(True))
 
 
-def test_a_generator_of_random_numbers_that_was_not_there_is_gone_again():
-    class Noisy(layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.seeds = keras.random.SeedGenerator(5)
+class Unseeded(Counted):
+    """Noise from Keras' global generator, which the first draw makes and any call may replace."""
 
-        def call(self, x):
-            return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+    def __init__(self, *, starts=False):
+        super().__init__(4)
+        self.starts = starts
 
-    model = keras.Sequential([keras.Input((6,)), Noisy(), layers.Dense(3)])
-    model.compile("sgd", "mse")
-    _private.set_global_seeds(None)
-    before = everything(model)
-    ftk.lr_find(model, vectors(), **STEPS)
-    assert _private.global_seeds() is None
-    assert_same(before, everything(model))
+    def __getitem__(self, i):
+        if self.starts:
+            keras.utils.set_random_seed(3)
+        x, y = super().__getitem__(i)
+        return x + value(keras.random.normal(x.shape)), y
+
+
+@pytest.mark.parametrize("freeze", [None, select.backbone()])
+@pytest.mark.parametrize("there", [False, True])
+def test_the_global_generator_of_random_numbers_is_as_before(freeze, there):
+    model = ftk.build(residual(), heads.Classification(3), freeze=freeze)
+    _private.set_global_seeds(keras.random.SeedGenerator(4) if there else None)
+    given, before = _private.global_seeds(), everything(model)
+    for starts in (False, True):
+        ftk.lr_find(model, Unseeded(starts=starts), **STEPS)
+        assert _private.global_seeds() is given
+        assert_same(before, everything(model))
 
 
 def test_frozen_layers_are_computed_once_and_no_more_batches_than_steps():
@@ -312,6 +322,8 @@ def test_a_curve_that_is_noise_suggests_nothing(smoothing):
     assert rising.suggestion is None
     assert rising.suggestions == {}
     assert "the loss never falls" in repr(rising)
+    assert "a lower start=" in repr(rising)
+    assert rising.note == f"no suggestion, since {rising.reason}"
 
 
 def test_a_model_at_its_optimum_gets_none_with_the_reason():
@@ -322,6 +334,52 @@ def test_a_model_at_its_optimum_gets_none_with_the_reason():
     assert found.suggestion is None
     assert "the loss never falls" in found.reason
     assert "no suggestion, since" in repr(found)
+
+
+def falling(noise=0.0, n=100):
+    """Down to the last rate, as where the sweep ends too early."""
+    rates = np.geomspace(1e-7, 1e-3, n)
+    losses = 2.0 - 1.5 / (1 + np.exp(-2 * (np.log10(rates) + 3)))
+    return rates, losses + noise * np.random.default_rng(0).normal(size=n)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_a_sweep_that_ends_before_the_loss_rises_says_so(noise, smoothing):
+    found = read_off(*falling(noise), smoothing, stopped=False)
+    assert found.suggestion == pytest.approx(1e-4, rel=0.5)  # of the last rate, a tenth
+    assert "has not risen again at the last rate, 0.001" in found.note
+    assert "a lower bound" in found.note
+    assert "a higher end=" in found.note
+    assert found.note in repr(found)
+    assert repr(found).startswith(f"<LRFind: at least {found.suggestion:.2g} by minimum/10")
+    for stopped in (False, True):
+        risen = read_off(*bowl(noise), smoothing, stopped=stopped)
+        assert risen.note == ""
+        assert "at least" not in repr(risen)
+
+
+def test_a_plateau_at_the_end_is_no_rise():
+    rates = np.geomspace(1e-7, 10, 100)
+    losses = np.maximum(2.0 - 0.03 * np.arange(100), 0.3)
+    for noise in (0.0, 0.05):
+        noisy = losses + noise * np.random.default_rng(1).normal(size=100)
+        found = read_off(rates, noisy, 0.9, stopped=False)
+        assert "has not risen again" in found.note
+
+
+def test_lr_find_warns_of_what_its_suggestion_is_worth():
+    x, y = vectors()
+    model = chain()
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match=r"lr_find: the loss has not risen again .* 0\.03"):
+        found = ftk.lr_find(model, x, y, start=1e-3, end=0.03, batch_size=32, steps=40, verbose=0)
+    assert found.suggestion is not None
+    with pytest.warns(UserWarning, match="lr_find: no suggestion, since the loss never falls"):
+        found = ftk.lr_find(model, x, y, end=1e-6, batch_size=32, steps=40, verbose=0)
+    assert found.suggestion is None
+    assert "up to the last rate, 1e-06" in found.reason
+    assert "a higher end=" in found.reason
 
 
 @pytest.fixture
@@ -361,8 +419,8 @@ def test_a_shuffled_torch_loader_leaves_the_random_state(half_frozen):
         assert bool((a == b).all())
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-def test_a_task_takes_its_raw_texts(trainable):
+def task(*, trainable):
+    """A KerasHub classifier of texts in two classes, with four of them sixteen times."""
     keras_hub = pytest.importorskip("keras_hub")
     tokenizer = keras_hub.tokenizers.BertTokenizer(
         ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
@@ -376,18 +434,63 @@ def test_a_task_takes_its_raw_texts(trainable):
         max_sequence_length=6,
     )
     backbone.trainable = trainable
-    task = keras_hub.models.BertTextClassifier(
+    made = keras_hub.models.BertTextClassifier(
         backbone=backbone,
         num_classes=2,
         preprocessor=keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=6),
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    task.compile(keras.optimizers.Adam(1e-2), loss)
-    before = everything(task)
-    texts = ["good film", "bad film", "film", "good good"] * 4
-    found = ftk.lr_find(task, texts, np.array([1, 0, 0, 1] * 4), batch_size=8, **STEPS)
+    made.compile(keras.optimizers.Adam(1e-2), loss)
+    return made, ["good film", "bad film", "film", "good good"] * 16, np.array([1, 0, 0, 1] * 16)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_task_takes_its_raw_texts(trainable):
+    model, texts, y = task(trainable=trainable)
+    before = everything(model)
+    found = ftk.lr_find(model, texts, y, batch_size=8, **STEPS)
     assert np.isfinite(found.losses).all()
-    assert_same(before, everything(task))
+    assert_same(before, everything(model))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_label_that_a_task_cannot_take_is_told_before_the_sweep(trainable, monkeypatch):
+    model, texts, y = task(trainable=trainable)
+    before = everything(model)
+    monkeypatch.setattr(keras.Model, "train_on_batch", None)  # nothing may be trained
+    y[:] += 1
+    with pytest.raises(ValueError, match=r"the data: .* labels are outside .*\(2\)"):
+        ftk.lr_find(model, texts, y, batch_size=8, **STEPS)
+    with pytest.raises(ValueError, match="the data: .*label"):
+        ftk.lr_find(model, texts, y.astype(str), batch_size=8, **STEPS)
+    assert_same(before, everything(model))
+
+
+@pytest.mark.parametrize("make", [task, "open", "frozen"])
+def test_a_wrong_label_in_a_later_batch_ends_the_sweep(make):
+    if make is task:
+        model, x, y = task(trainable=True)
+        x = np.array(x)
+    else:
+        model = ftk.build(
+            residual(),
+            heads.Classification(3),
+            freeze=select.backbone() if make == "frozen" else None,
+        )
+        x, y = images(64)
+    y[50] = 7  # in the seventh batch
+
+    class Data(keras.utils.PyDataset):
+        num_batches = None  # read in order
+
+        def __getitem__(self, i):
+            at = slice(8 * (i % 8), 8 * (i % 8) + 8)
+            return x[at], y[at]
+
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"the data: 1 of \d+ labels are outside .*\(7\)"):
+        ftk.lr_find(model, Data(), **STEPS)
+    assert_same(before, everything(model))
 
 
 def test_a_network_in_half_precision():
@@ -478,5 +581,15 @@ def test_plot_and_text(tmp_path):
     assert f"{found.suggestion:.2g} by {found.reason}" in repr(found)
     assert "where the loss diverged" in repr(found)
     assert "base64" in found._repr_html_()
+    assert axes.get_title() == ""
+    for curve in (falling(), (rates := falling()[0], rates + 2)):
+        told = read_off(*curve, 0.9, stopped=False)
+        (axes,) = told.plot().axes
+        assert " ".join(axes.get_title().split()) == told.note
+    rates = np.geomspace(1e-7, 1e-5, 100)
+    flat = read_off(rates, 1 + np.random.default_rng(0).normal(size=100), 0.9, stopped=False)
+    (axes,) = flat.plot().axes
+    assert axes.get_ylim()[0] < flat.smoothed.min()
+    assert axes.get_ylim()[1] > flat.smoothed.max()
     with pytest.raises(ValueError, match="read-only"):
         found.losses[0] = 1

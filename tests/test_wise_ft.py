@@ -9,6 +9,7 @@ from conftest import chain, classifier, images, residual, same, snapshot, value,
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
+from finetune_keras.averaging import refresh
 from finetune_keras.cache import forward
 
 layers = keras.layers
@@ -356,6 +357,42 @@ def test_refresh_leaves_start_and_tuned_as_they_are_and_frozen_norms():
     ftk.Snapshot("tuned", tuned).restore(model)
     with pytest.raises(ValueError, match="batch normalisations that learn"):
         ftk.wise_ft(model, start, (x, y), refresh=x, verbose=0)
+
+
+@pytest.mark.parametrize("how", ["equal", "different", "augmented"])
+def test_refresh_computes_what_is_frozen_and_equal_once(how, monkeypatch):
+    augment = layers.RandomBrightness(0.0) if how == "augmented" else None
+    network, head = ftk.backbone(residual()), heads.Classification(3)
+    model = ftk.build(network, head, freeze=select.backbone(), augment=augment)
+    x, y = images(24)
+    start = ftk.snapshot(model)
+    ftk.thaw(model, select.blocks(-1), learning_rate=1e-2, norms=True)
+    model.fit(x, y, epochs=2, verbose=0)
+    if how == "different":
+        shift(model, 0.02)
+    tuned = ftk.snapshot(model)
+    ftk.Snapshot("middle", between(start, tuned.weights, 0.5)).restore(model)
+    refresh.refresh(model, refresh.moving(model), [x[:16], x[16:]])
+    middle = snapshot(model)
+    tuned.restore(model)
+    ran, rows, plain, arrays = [], [], refresh.refresh, forward.Pass._arrays
+
+    def recording(part, *args):
+        plain(part, *args)
+        ran.append((part is model, snapshot(model)))
+
+    def counting(self, batch, number):
+        rows.append(batch.size)
+        return arrays(self, batch, number)
+
+    monkeypatch.setattr(refresh, "refresh", recording)
+    monkeypatch.setattr(forward.Pass, "_arrays", counting)
+    given = {"mixes": [0.25, 0.5], "batch_size": 16, "verbose": 0}
+    ftk.wise_ft(model, start, (x, y), refresh=x, **given)
+    assert [whole for whole, _ in ran] == [how != "equal"] * 2
+    assert sum(rows) == (48 if how == "equal" else 24)
+    for path, array in middle.items():
+        same(ran[0][1][path], array, atol=1e-4)
 
 
 def test_training_goes_on():

@@ -6,11 +6,13 @@ networks' statistics is not that of their average. (Izmailov et al. 2018, sectio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import keras
 import numpy as np
 
 from finetune_keras import graph
-from finetune_keras.cache import source
 
 __all__ = ["moving", "refresh"]
 
@@ -27,17 +29,17 @@ def moving(model: keras.Model) -> tuple[keras.layers.BatchNormalization, ...]:
 def refresh(
     model: keras.Model,
     layers: tuple[keras.layers.BatchNormalization, ...],
-    data: source.Source,
+    batches: Iterable[Any],
 ) -> None:
-    """Sets the statistics of ``layers`` to the averages over the batches of ``data``.
+    """Sets the statistics of ``layers`` to the averages over batches of inputs.
 
     The model runs as in training, random layers included, and nothing else of it changes: other
     statistics and the state of random seeds are put back.
 
     Args:
-        model: a built model.
+        model: a built model, or the part of one that has the layers.
         layers: of it.
-        data: the inputs.
+        batches: what it is called on.
     """
     mine = {id(v) for x in layers for v in (x.moving_mean, x.moving_variance)}
     others = [v for v in model.non_trainable_variables if id(v) not in mine]
@@ -45,11 +47,12 @@ def refresh(
     momenta = [x.momentum for x in layers]
     seen = 0
     try:
-        for batch in data.read():
+        for batch in batches:
+            size = len(keras.tree.flatten(batch)[0])
             for x in layers:  # so that each example counts the same, the first batch's too
-                x.momentum = seen / (seen + batch.size)
-            seen += batch.size
-            model(batch.x, training=True)
+                x.momentum = seen / (seen + size)
+            seen += size
+            model(batch, training=True)
     finally:
         for x, momentum in zip(layers, momenta, strict=True):
             x.momentum = momentum

@@ -13,6 +13,7 @@ from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.averaging import refresh as _refresh
 from finetune_keras.cache import source
+from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.fit import obstacle, preprocess
 from finetune_keras.cache.split import Division, divide
@@ -180,6 +181,7 @@ class Scorer:
         self._division = self._divided()
         self._frozen: list[np.ndarray] | None = None
         self._features: Any = None
+        self._inputs: Any = None  # what the frozen part makes of those for `refresh`
 
     def __call__(self, *, fresh: bool = False) -> Score:
         """Scores the weights as they are now.
@@ -189,12 +191,24 @@ class Scorer:
                 data for it.
         """
         if fresh and self._fresh is not None:
-            _refresh.refresh(self.model, self._moving, self._fresh)
+            self._renew()
         network, given = self._network()
         logs = network.evaluate(**given, verbose=0, return_dict=True)
         if self.goal is None:
             self.goal = goal(network, logs, self._monitor, self._mode)
         return self.goal.score(logs)
+
+    def _renew(self) -> None:
+        """Estimates the statistics of batch normalisations anew."""
+        division = self._division
+        if division is None or augments(division.prefix) or not self._as_computed(division):
+            batches = (batch.x for batch in self._fresh.read())
+            _refresh.refresh(self.model, self._moving, batches)
+            return
+        if self._inputs is None:
+            self._inputs = compute(division.prefix, self._fresh, verbose=0)
+        batches = (batch[0] for batch in self._inputs.dataset(seed=0))
+        _refresh.refresh(division.suffix, self._moving, batches)
 
     def _network(self) -> tuple[keras.Model, dict[str, Any]]:
         """What to evaluate, and on what: the part that learns on features, or the model."""

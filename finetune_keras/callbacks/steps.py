@@ -62,12 +62,15 @@ def _stages(
 ) -> list[list[blocks.Block]]:
     """Runs of blocks whose outputs have one stride."""
     strides = [_stride(seen, b) for b in found]
-    if None in strides or len(set(strides)) < 2:
-        why = "the sizes of its maps are unknown: give the backbone an input_shape"
-        if None not in strides:
-            why = "all its blocks have maps, or sequences, of one size: by='block'"
+    if None in strides:
         raise ValueError(
-            f"by='stage' goes by the size of maps, and {model.name!r} has no two; {why}"
+            f"by='stage' goes by the size of maps, and {model.name!r} has maps of unknown size: "
+            "give the backbone an input_shape, or by='block'"
+        )
+    if len(set(strides)) < 2:
+        raise ValueError(
+            f"by='stage' goes by the size of maps or sequences, which all blocks of {model.name!r} "
+            "have in common, as those of a transformer do: by='block' thaws one after the other"
         )
     groups: list[list[blocks.Block]] = []
     for i, block in enumerate(found):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune_keras import _private, optimizers
+from finetune_keras.cache import refuse
+from finetune_keras.cache.batch import Batch
 from finetune_keras.cache.features import compute, unpacked
 from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.fit import obstacle, preprocess
@@ -17,7 +20,7 @@ from finetune_keras.cache.split import Division, divide
 from finetune_keras.check import check
 from finetune_keras.compile import scope
 from finetune_keras.lr_find import kept
-from finetune_keras.lr_find.batches import Batches
+from finetune_keras.lr_find.batches import WHAT, Batches
 from finetune_keras.lr_find.found import LRFind, found
 
 __all__ = ["LRFind", "lr_find"]
@@ -67,13 +70,15 @@ def lr_find(
 
     Returns:
         An `LRFind`: the curve, ``.suggestion`` and ``.plot()``. The suggestion is a tenth of the
-        rate where the smoothed loss is lowest; it is ``None``, with the reason, where the loss
-        does not fall.
+        rate where the smoothed loss is lowest. Where the loss has not risen again at ``end`` that
+        is a lower bound, and where it does not fall there is none, ``None``: both are told by a
+        warning, by ``.note``, and on the plot.
 
     Raises:
         TypeError: if ``model`` is no Keras model, or ``data`` is not what ``fit`` takes.
-        ValueError: if the model is not compiled, nothing learns, the data are empty, the labels
-            are none for its loss, the first loss is not finite, or a number is out of range.
+        ValueError: if the model is not compiled, nothing learns, the data are empty, a label is
+            none for its loss (of data that are read in the sweep, when it is read), the first loss
+            is not finite, or a number is out of range.
 
     Examples:
         >>> keras.utils.set_random_seed(0)
@@ -92,11 +97,14 @@ def lr_find(
     x, labels, weights = unpacked(data)
     if y is not None and labels is not None:
         raise ValueError("labels are given twice: in data=(x, y) and as y=")
+    labels = labels if y is None else y
+    refuse.names(model, x, None)
+    refuse.given(model, x, labels, weights, WHAT)
     verbose = 1 if verbose == "auto" else verbose
     with kept.values(_variables(model), data):
         read = Batches(
             x,
-            labels if y is None else y,
+            labels,
             weights,
             batch_size=batch_size,
             most=steps,
@@ -106,14 +114,18 @@ def lr_find(
         own = obstacle(model) is not None  # a train step, or a call, of the user's
         division = None if own else _frozen(model)
         if division is None:
-            trainer, batches = model, ((b.x, b.y, b.sample_weight) for b in read)
+            trainer, batches = model, _right(model, read)
         else:
             features = compute(division.prefix, read.source(), verbose=verbose)
+            refuse.batch(model, (), features.labels, features.sample_weight, WHAT)
             trainer, batches = division.suffix, _of(features)
         with kept.compiled(trainer):
             optimizer = _compile(model, trainer, rates[0], metrics=own)
             losses, stopped = _sweep(trainer, optimizer, batches, rates, smoothing, verbose)
-    return found(rates[: len(losses)], losses, smoothing, stopped=stopped)
+    made = found(rates[: len(losses)], losses, smoothing, stopped=stopped)
+    if made.note:
+        warnings.warn(f"lr_find: {made.note}", stacklevel=2)
+    return made
 
 
 def _rates(start: float, end: float, steps: int) -> np.ndarray:
@@ -159,11 +171,20 @@ def _variables(model: keras.Model) -> list[keras.Variable]:
 
 def _check_data(model: keras.Model, read: Batches) -> None:
     """Raises what `finetune_keras.check` finds wrong with the first batch."""
+    first = read.first
+    refuse.batch(model, first.x, first.y, first.sample_weight, WHAT)
     if read.preprocess is not None:
-        return  # it would preprocess the batch once more
-    for finding in check(model, (read.first.x, read.first.y), batches=1, batch_size=16):
+        return  # `check` would preprocess the batch once more
+    for finding in check(model, (first.x, first.y), batches=1, batch_size=16):
         if finding.code in _WRONG:
             raise ValueError(f"{finding.message}: {finding.fix}")
+
+
+def _right(model: keras.Model, read: Iterable[Batch]) -> Iterator[tuple[Any, Any, Any]]:
+    """Batches with labels that the loss can take."""
+    for b in read:
+        refuse.batch(model, b.x, b.y, b.sample_weight, WHAT)
+        yield b.x, b.y, b.sample_weight
 
 
 def _frozen(model: keras.Model) -> Division | None:

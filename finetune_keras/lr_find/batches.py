@@ -15,9 +15,9 @@ from finetune_keras import arrays
 from finetune_keras.cache import batch, sliced, source
 from finetune_keras.data.dataset import Plan, dataset
 
-__all__ = ["Batches"]
+__all__ = ["WHAT", "Batches"]
 
-_WHAT = "the data"
+WHAT = "the data"  # as messages call them
 
 
 class Batches:
@@ -43,7 +43,7 @@ class Batches:
     ):
         self.most, self.preprocess, self.again = most, preprocess, True
         if x is None:
-            raise TypeError(f"{_WHAT}: x is missing")
+            raise TypeError(f"{WHAT}: x is missing")
         if not source.is_stream(x):
             reader = sliced.Arrays(
                 x,
@@ -52,7 +52,7 @@ class Batches:
                 batch_size=batch_size,
                 steps=None,
                 cast=preprocess is None,
-                what=_WHAT,
+                what=WHAT,
             )
             reader.data = arrays.each(_indexed, reader.data)
             size = min(reader.size, reader.examples)
@@ -62,14 +62,14 @@ class Batches:
         else:
             if y is not None or sample_weight is not None:
                 raise ValueError(
-                    f"{_WHAT}: a data set gives labels and weights itself, as (x, y) or "
+                    f"{WHAT}: a data set gives labels and weights itself, as (x, y) or "
                     "(x, y, sample_weight); given some beside it"
                 )
             self._lap = self._stream(x)
         lap = iter(self._lap())
         raw = next(lap, None)
         if raw is None:
-            raise ValueError(f"{_WHAT}: {arrays.short(x)} gives no batch: it is empty")
+            raise ValueError(f"{WHAT}: {arrays.short(x)} gives no batch: it is empty")
         self.first = self._batch(raw)
         self._begun = itertools.chain([raw], lap)
 
@@ -93,7 +93,7 @@ class Batches:
 
     def source(self) -> source.Source:
         """One lap, for `finetune_keras.cache`."""
-        return source.source(self._open(), preprocess=self.preprocess, what=_WHAT)
+        return source.source(self._open(), preprocess=self.preprocess, what=WHAT)
 
     def __iter__(self) -> Iterator[batch.Batch]:
         """Batches as large as the first, over and over."""
@@ -111,14 +111,14 @@ class Batches:
                     n += 1
                     yield one
             if not n:
-                raise ValueError(f"{_WHAT} give no batch when they are read again")
+                raise ValueError(f"{WHAT} give no batch when they are read again")
 
     def _open(self) -> Iterator[Any]:
         begun, self._begun = self._begun, None
         return iter(self._lap()) if begun is None else begun
 
     def _batch(self, raw: Any) -> batch.Batch:
-        return batch.convert(raw, self.preprocess, copy=True, what=_WHAT)
+        return batch.convert(raw, self.preprocess, copy=True, what=WHAT)
 
 
 def _indexed(array: Any) -> Any:

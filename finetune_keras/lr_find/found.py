@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,11 @@ class LRFind:
         learning_rates: the rate of each step, float64; of as many steps as were made.
         losses: the loss of each step's batch before the step, float64.
         smoothed: their moving average, corrected for its start at zero.
-        suggestion: a rate to train at; ``None`` where the curve does not tell.
+        suggestion: a rate to train at; ``None`` where the curve does not tell. Where the loss has
+            not risen again before the last rate it is a lower bound, and ``note`` says so.
         reason: how the suggestion was found, or why there is none.
+        note: what to know before using the suggestion, and how to go on; empty where the loss
+            fell and rose again.
         suggestions: the rate by each rule, empty without a suggestion: ``"minimum/10"``, which is
             ``suggestion``: a tenth of the rate where the smoothed loss is lowest; ``"steepest"``,
             where it falls fastest; ``"valley"``, the middle of its longest valley.
@@ -39,11 +43,12 @@ class LRFind:
     smoothed: np.ndarray
     suggestion: float | None
     reason: str
+    note: str
     suggestions: dict[str, float]
     stopped: bool
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
-        """Draws the losses by rate, and the suggestion.
+        """Draws the losses by rate, the suggestion, and the note as a title.
 
         Args:
             path: of a PNG file to write; without it the figure is returned.
@@ -64,11 +69,13 @@ class LRFind:
             axes.axvline(rate, ls="-" if first else ":", color="C1", alpha=1 if first else 0.6)
             axes.annotate(label, (rate, 1), xycoords=("data", "axes fraction"), rotation=90,
                           ha="right", va="top", fontsize=7)  # fmt: skip
-        low, high = float(self.smoothed.min()), float(self.smoothed[0])
+        before = self.losses[: _lowest(self.smoothed) + 1]  # a divergence would flatten the rest
+        low, high = float(before.min()), float(before.max())
         room = 0.2 * (high - low or 1.0)
         axes.set(
             xlabel="learning rate", ylabel="loss", xscale="log", ylim=(low - room, high + 2 * room)
         )
+        axes.set_title(textwrap.fill(self.note, 70), fontsize=8)
         axes.legend(loc="lower left")
         return _plots.given(made, path)
 
@@ -76,11 +83,12 @@ class LRFind:
         stopped = ", where the loss diverged" if self.stopped else ""
         last = f"{len(self.losses)} steps to a rate of {self.learning_rates[-1]:.2g}{stopped}"
         if self.suggestion is None:
-            return f"<LRFind: no suggestion, since {self.reason}; {last}>"
+            return f"<LRFind: {self.note}; {last}>"
         others = ", ".join(
             f"{rate:.2g} by {name}" for name, rate in self.suggestions.items() if name != _RULE
         )
-        return f"<LRFind: {self.suggestion:.2g} by {self.reason} ({others}); {last}>"
+        least, note = ("at least ", f"; {self.note}") if self.note else ("", "")
+        return f"<LRFind: {least}{self.suggestion:.2g} by {self.reason} ({others}); {last}{note}>"
 
     def _repr_html_(self) -> str:
         text = f"<p>{html.escape(repr(self)[1:-1])}</p>"
@@ -112,7 +120,7 @@ def found(rates: np.ndarray, losses: np.ndarray, smoothing: float, *, stopped: b
     smoothed = smooth(losses, smoothing)
     for array in (rates, losses, smoothed):
         array.flags.writeable = False
-    why = _flat(losses, smoothed, smoothing)
+    why, note = _told(losses, smoothed, smoothing, rates[-1], stopped)
     suggestions = {} if why else _suggestions(rates, smoothed)
     return LRFind(
         learning_rates=rates,
@@ -120,23 +128,38 @@ def found(rates: np.ndarray, losses: np.ndarray, smoothing: float, *, stopped: b
         smoothed=smoothed,
         suggestion=suggestions.get(_RULE),
         reason=why or _RULE,
+        note=f"no suggestion, since {why}" if why else note,
         suggestions=suggestions,
         stopped=stopped,
     )
 
 
-def _flat(losses: np.ndarray, smoothed: np.ndarray, smoothing: float) -> str:
-    """Why a curve tells nothing; empty if it falls by more than its noise."""
+def _told(
+    losses: np.ndarray, smoothed: np.ndarray, smoothing: float, last: float, stopped: bool
+) -> tuple[str, str]:
+    """Why a curve tells nothing, empty if it falls by more than its noise; and a note to what it
+    tells, empty if it also rises again.
+    """
     if len(losses) < 10:
-        return f"the loss diverged after {len(losses)} steps: start lower"
+        return f"the loss diverged after {len(losses)} steps: try a lower start=", ""
     low = _lowest(smoothed)
     level = float(losses[: max(low // 2, 5)].mean())
     # Of one loss, by differences, which a slow fall does not add to; an average is over this many.
     noise = float(np.diff(losses[: max(low, len(losses) // 3)]).std()) / np.sqrt(2)
     over = min(low + 1, (1 + smoothing) / (1 - smoothing))
-    if level - float(smoothed[low]) > max(4 * noise / np.sqrt(over), 1e-3 * abs(level)):
-        return ""
-    return "the loss never falls by more than its noise from batch to batch"
+    least = max(4 * noise / np.sqrt(over), 1e-3 * abs(level))
+    rises = stopped or float(smoothed[low:].max() - smoothed[low]) > least
+    if level - float(smoothed[low]) <= least:
+        why = "the loss never falls by more than its noise from batch to batch"
+        if rises:
+            return f"{why}: a lower start=, more steps= or larger batches may", ""
+        return f"{why} up to the last rate, {last:.2g}: a higher end= may tell more", ""
+    if rises:
+        return "", ""
+    return "", (
+        f"the loss has not risen again at the last rate, {last:.2g}, so that the suggestion is a "
+        "lower bound: a higher end= tells more"
+    )
 
 
 def _lowest(smoothed: np.ndarray) -> int:
