@@ -204,6 +204,7 @@ def _change(
 
 
 def _recompile(model: keras.Model, joins: bool, learning_rate) -> dict:
+    optimizers.rebind(model)
     old = model.optimizer
     rate = optimizers.rate(old)
     if learning_rate is None and joins and rate > optimizers.open_rate(old):

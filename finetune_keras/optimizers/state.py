@@ -40,6 +40,7 @@ __all__ = [
     "without",
 ]
 
+_AROUND = ("LossScaleOptimizer", "MultiOptimizer")  # others, so that a name is not enough
 _OPEN = 0.01  # an open backbone learns at a hundredth of the rate of a new head
 
 
@@ -175,7 +176,10 @@ def _named(name) -> Optimizer:
     names = {
         n.lower(): n
         for n, cls in vars(keras.optimizers).items()
-        if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+        if isinstance(cls, type)
+        and issubclass(cls, Optimizer)
+        and cls is not Optimizer
+        and n not in _AROUND
     }
     if name.lower() not in names:
         raise ValueError(f"unknown optimizer {name!r}; {nearest(name.lower(), names)}")
@@ -281,20 +285,17 @@ def carry(
     if not old.built:
         return Carried(new, restarted=False)
     old_variables = _private.built_on(old)
-    known = _slots_of(old, old_variables)
-    if known is not None:
-        known = {key: slot for key, slot in known[0].items() if key[0] not in restart}, known[1]
-    restarted = known is None
-    if known is None:
+    slots_, rest_, restarted = _slots_of(old, old_variables)
+    known = {key: slot for key, slot in slots_.items() if key[0] not in restart}
+    mine, theirs = {**slots, **rest}, {**known, **rest_}
+    pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
+    if restarted:
         steps = [[v for v in innermost(o).variables if v.name == "iteration"] for o in (old, new)]
-        pairs = list(zip(*steps, strict=True))
-    else:
-        mine, theirs = {**slots, **rest}, {**known[0], **known[1]}
-        pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
+        pairs += zip(*steps, strict=True)
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
-    _start_averages(slots, new_variables, known[0] if known else {})
+    _start_averages(slots, new_variables, known)
     if not restarted:
         kept = [v for v in old_variables if id(v) not in restart]
         newcomers.attach(innermost(new), _newcomers(old, kept, new_variables))
@@ -365,7 +366,8 @@ def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
 
 
 def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
-    """Like `_build` for an optimizer that exists, or None if its slots cannot be told.
+    """Like `_build` for an optimizer that exists, and whether the innermost's variables cannot be
+    told and are left out.
 
     A twin is built on the same variables; it makes its own in the same order.
     """
@@ -376,11 +378,16 @@ def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
     except ValueError:  # one that writes to its slots while it builds, such as ScheduleFreeAdamW
         twin = _from_config(old)
         twin_slots, twin_rest = _build(twin, variables)
-    if len(twin.variables) != len(old.variables) or any(len(v.shape) for v in twin_rest.values()):
-        return None
-    by_twin = {id(t): o for t, o in zip(twin.variables, old.variables, strict=True)}
-    slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items()}
+    inner, its = innermost(old).variables, innermost(twin).variables
+    pairs = list(zip(twin.variables, old.variables, strict=False))
     shapes = {id(v): tuple(v.shape) for v in variables}
-    if any(tuple(slot.shape) != shapes[key[0]] for key, slot in slots.items()):
-        return None
-    return slots, {key: by_twin[id(t)] for key, t in twin_rest.items()}
+    of = {id(slot): shapes[key[0]] for key, slot in twin_slots.items()}
+    odd = len(its) != len(inner) or any(
+        tuple(o.shape) != of.get(id(t), ()) for t, o in zip(its, inner, strict=True)
+    )
+    if odd:  # its variables come last
+        pairs = pairs[: len(old.variables) - len(inner)]
+    by_twin = {id(t): o for t, o in pairs}
+    slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items() if id(slot) in by_twin}
+    rest = {key: by_twin[id(t)] for key, t in twin_rest.items() if id(t) in by_twin}
+    return slots, rest, odd

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numbers
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from finetune_keras._errors import SelectionError, nearest
 from finetune_keras.attached import Attached
 from finetune_keras.compile import recompile, scope
 
-__all__ = ["L2SP", "attach", "l2sp", "move", "note"]
+__all__ = ["L2SP", "attach", "follow", "l2sp", "move", "note", "restart"]
 
 NAME = "ftk_l2sp"  # the attribute of a model, and of its files
 
@@ -208,6 +209,27 @@ def move(old: keras.Model, new: keras.Model) -> None:
     found = getattr(old, NAME, None)
     if isinstance(found, L2SP):
         attach(new, found._arrays())
+
+
+def follow(old: keras.Model, new: keras.Model) -> None:
+    """Goes on in a model that has another head on the variables of ``old``: its head is drawn to
+    zero. Nothing if ``old`` has no such penalty.
+    """
+    found = getattr(old, NAME, None)
+    if not isinstance(found, L2SP):
+        return
+    for unit in parts.parts(new).head_units if found.beta else ():
+        if unit.learnable and not isinstance(unit.variable.regularizer, _Pull):
+            _put(unit, found.beta, None)
+    setattr(new, NAME, L2SP(new, found.alpha, found.beta))
+
+
+def restart(units: Sequence[graph.Unit]) -> None:
+    """Makes the values that variables have now those that they are drawn to."""
+    for unit in units:
+        pull = unit.variable.regularizer
+        if isinstance(pull, _Pull) and pull.start is not None:
+            pull.start.assign(_numpy(unit.variable))
 
 
 def note(model: keras.Model) -> str:

@@ -71,7 +71,14 @@ def stochastic_norm(
         given = _private.compile_arguments(target)
         given = {k: v for k, v in given.items() if k != "optimizer" and v is not None}
         with scope(target):
-            carried = optimizers.carry(target.optimizer, made.trainable_variables)
+            optimizers.rebind(target)
+            pairs = zip(*(graph.opened(m).units for m in (made, target)), strict=True)
+            like = {id(new.variable): old.variable for new, old in pairs}
+            carried = optimizers.carry(
+                target.optimizer,
+                made.trainable_variables,
+                change=lambda new: optimizers.retargeted(new, made, like),
+            )
             recompile(made, carried.optimizer, **given)
     return made
 
@@ -102,9 +109,10 @@ def _replaced(network: keras.Model, p: float | None, seed: int | None) -> keras.
     new: dict[int, keras.layers.Layer] = {}
     for i, op in enumerate({id(op): op for op in found.values()}.values()):
         new[id(op)] = _like(op, p, None if seed is None else seed + i)
-    made = graph.rebuild(
-        network, {tuple(path.split("/")): new[id(op)] for path, op in found.items()}
-    )
+    with scope(network):
+        made = graph.rebuild(
+            network, {tuple(path.split("/")): new[id(op)] for path, op in found.items()}
+        )
     for op in found.values():
         new[id(op)].set_weights(op.get_weights())
         for mine, theirs in zip(new[id(op)].weights, op.weights, strict=True):
