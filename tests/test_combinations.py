@@ -1,5 +1,10 @@
 """Rates by depth, averages, penalties, thaws and files, several of them at once."""
 
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -218,3 +223,197 @@ def test_models_with_stochastic_normalisations_are_cloned():
     assert (type(layer), layer.p, layer.seed) == (ftk.StochasticNormalization, 0.3, 5)
     x = images()[0]
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+# Precision
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_averages_of_half_precision_weights_are_kept_in_float32(policy):
+    """In bfloat16 a hundredth of the way to the weights is less than a rounding."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = chain()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(ftk.ema(keras.optimizers.SGD(0.1), momentum=0.99), "mse")
+    expected = None
+    for t in range(60):
+        model.train_on_batch(*vectors())
+        weights = value(model.get_layer("b").kernel).astype("float32")
+        m = min(0.99, t / (9 + t))
+        expected = weights if expected is None else m * expected + (1 - m) * weights
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    found = value(model.get_layer("b").kernel)
+    assert found.dtype == policy
+    np.testing.assert_allclose(found.astype("float32"), expected, rtol=2**-7, atol=1e-3)
+
+
+# Several replicas
+
+
+MIRRORED = """
+import sys
+import keras, numpy as np, tensorflow as tf
+sys.path.insert(0, sys.argv[1])
+from conftest import chain, snapshot, vectors
+import finetune_keras as ftk
+from finetune_keras import select
+from finetune_keras.callbacks import EMA, GradualThaw
+
+two = [tf.config.LogicalDeviceConfiguration()] * 2
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+x, y = vectors()
+run = {"batch_size": 8, "shuffle": False, "verbose": 0, "validation_data": (x, y)}
+
+def made(scope):
+    keras.utils.set_random_seed(7)
+    with scope:
+        model = chain()
+        model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.AdamW(0.01)), "mse")
+    ftk.freeze(model, select.up_to("b"))
+    return ftk.compile(model, layer_decay=0.5, ema_momentum=0.5)
+
+def by_hand(model):
+    model.fit(x, y, **run, epochs=2)
+    ftk.thaw(model, select.named("^b/"), learning_rate=1e-3)
+    model.fit(x, y, **run)
+    ftk.freeze(model, select.named("^b/"))
+    model.fit(x, y, **run)
+    ftk.thaw(model, select.named("^[ab]/"), learning_rate=1e-3)
+    return model.fit(x, y, **run)
+
+def gradually(model):
+    ftk.l2sp(model, select.named("^[ab]/"), alpha=0.1)
+    return model.fit(x, y, **run, epochs=4, callbacks=[EMA(), GradualThaw(learning_rate=1e-3)])
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+for trained in (by_hand, gradually):
+    ends = []
+    for each in (tf.distribute.OneDeviceStrategy("CPU:0"), strategy):
+        model = made(each.scope())
+        history = trained(model)
+        assert len(model.trainable_variables) == 6
+        ends.append((snapshot(model), history.history["val_loss"]))
+    for path, w in ends[0][0].items():
+        np.testing.assert_allclose(w, ends[1][0][path], rtol=1e-4, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=1e-4)
+
+with strategy.scope():
+    stack = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6,)), *stack])
+    model.compile("adam", "mse")
+model.fit(x, y, **run)
+stochastic = ftk.stochastic_norm(model, 0.5)
+stochastic.fit(x, y, **run)
+print("equal")
+"""
+
+
+def test_thaws_in_two_replicas_equal_those_in_one():
+    if keras.backend.backend() != "tensorflow":
+        return  # MirroredStrategy is TensorFlow's
+    command = [sys.executable, "-c", MIRRORED, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]
+
+
+# What fails changes nothing, and says in one line what to do
+
+
+def frozen():
+    model = chain()
+    ftk.freeze(model, select.up_to("b"))
+    model.compile("adam", "mse", metrics=["mae"])
+    model.fit(*vectors(), **RUN)
+    return model
+
+
+def of_a_model_that_is_gone():
+    found = ftk.l2sp(chain(), select.everything())
+    gc.collect()
+    return found
+
+
+def big():
+    return np.random.default_rng(0).normal(size=(40, 30))
+
+
+CALLS = {
+    "thaw rate of a step": (
+        lambda m: ftk.thaw(m, select.everything(), learning_rate=lambda step: 1e-3),
+        "learning_rate as a function takes no arguments and gives a positive number",
+    ),
+    "thaw rate a layer": (
+        lambda m: ftk.thaw(m, select.everything(), learning_rate=keras.layers.Dense(1)),
+        "learning_rate as a function",
+    ),
+    "thaw rate gives a word": (
+        lambda m: ftk.thaw(m, select.everything(), learning_rate=lambda: "fast"),
+        "gives a positive number; given",
+    ),
+    "compile rate": (
+        lambda m: ftk.compile(m, learning_rate=lambda epoch: 1.0),
+        "learning_rate as a function",
+    ),
+    "rate an array": (lambda m: ftk.compile(m, learning_rate=big()), "given a ndarray of shape"),
+    "loss scale by name": (
+        lambda m: ftk.layerwise("LossScaleOptimizer", m),
+        "unknown optimizer 'LossScaleOptimizer'",
+    ),
+    "order": (lambda m: ftk.layerwise(m, "adam"), "the optimizer comes first"),
+    "schedule": (
+        lambda m: ftk.schedules.OneCycle(1e-3, epochs=3, steps_per_epoch=big()),
+        "steps_per_epoch is a whole number .* given a ndarray of shape",
+    ),
+    "thaw by": (lambda m: GradualThaw(by=np.array(["block", "stage"])), "by is 'block' or"),
+    "thaw monitor": (
+        lambda m: GradualThaw(patience=1, monitor=["val_loss"]),
+        "monitor is the name of a metric",
+    ),
+    "thaw least change": (
+        lambda m: GradualThaw(patience=1, min_delta=float("nan")),
+        "min_delta is a number of 0 or more; given nan",
+    ),
+    "thaw epochs": (lambda m: GradualThaw(at=b"x"), "at lists epochs"),
+    "thaw before fit": (lambda m: GradualThaw().stage, "pass it to fit"),
+    "stochastic seed": (
+        lambda m: ftk.stochastic_norm(keras.Sequential([keras.Input((3,)), BN()]), seed=1.5),
+        "seed is a whole number from 0 to 2.*32 - 1, or None; given 1.5",
+    ),
+    "stochastic layer": (lambda m: ftk.StochasticNormalization(seed="x"), "given 'x'"),
+    "four in a tuple": (
+        lambda m: ftk.wise_ft(m, chain(), (*vectors(), None, None)),
+        "the validation data are .* given 4",
+    ),
+    "the wrong way round": (
+        lambda m: ftk.soup(m, [chain()], vectors()[::-1]),
+        "the validation data",
+    ),
+    "batches": (
+        lambda m: ftk.wise_ft(m, chain(), vectors(), batch_size=float("inf")),
+        "batch_size",
+    ),
+    "penalty of a model that is gone": (
+        lambda m: of_a_model_that_is_gone().value(),
+        "the model .* is gone",
+    ),
+    "snapshot": (lambda m: ftk.Snapshot("mine", [1]), "weights is a dict of arrays by path"),
+}
+BN = keras.layers.BatchNormalization
+
+
+@pytest.mark.parametrize(("call", "message"), CALLS.values(), ids=CALLS)
+def test_odd_input_changes_nothing_and_is_told_in_one_line(call, message):
+    model = frozen()
+    before, flags = state(model), [v.trainable for v in model.weights]
+    optimizer, config = model.optimizer, model.get_compile_config()
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call(model)
+    assert "\n" not in str(caught.value)
+    assert model.optimizer is optimizer
+    assert model.get_compile_config() == config
+    assert [v.trainable for v in model.weights] == flags
+    after = state(model)
+    assert all(np.array_equal(v, after[name]) for name, v in before.items())

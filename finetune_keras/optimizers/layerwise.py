@@ -245,6 +245,8 @@ def layerwise(
         >>> [round(row.rate, 8) for row in ftk.describe(model).rows[-3:]]
         [6.4e-05, 8e-05, 0.0001]
     """
+    if isinstance(optimizer, keras.Model):
+        raise TypeError("the optimizer comes first: layerwise('adamw', model)")
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
@@ -269,14 +271,9 @@ def by_decay(made: Optimizer, model: keras.Model, decay: float) -> Optimizer:
 def retargeted(
     optimizer: Optimizer, model: keras.Model, like: Mapping[int, keras.Variable] | None = None
 ) -> Optimizer:
-    """A fresh optimizer for a model that shares layers with the one that it was made for. An
-    optimizer without rates by depth is returned as it is.
-
-    Args:
-        optimizer: of the other model.
-        model: what it is for.
-        like: by the ``id`` of a new variable the one whose rule it gets; any other one, as of a new
-            head, learns at the whole rate.
+    """A fresh optimizer for a model that shares layers with the one that it was made for; as it is
+    if it has no rates by depth. ``like`` tells by the ``id`` of a new variable whose rule it gets;
+    others, as of a new head, learn at the whole rate.
     """
     found = layerwise_of(optimizer)
     if found is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import numbers
 from collections.abc import Callable, Iterable
 
 import keras
@@ -19,12 +18,12 @@ import numpy as np
 from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.optimizers import newcomers, started
+from finetune_keras.optimizers.checks import checked_rate
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain, innermost
 
 __all__ = [
     "Carried",
     "carry",
-    "checked_rate",
     "copied",
     "counted",
     "default_rate",
@@ -36,7 +35,6 @@ __all__ = [
     "scaled",
     "schedule",
     "scheduled",
-    "settings",
     "without",
 ]
 
@@ -107,31 +105,6 @@ def counted(optimizer: Optimizer) -> int:
     return int(keras.ops.convert_to_numpy(count))
 
 
-def settings(**given) -> dict:
-    """Settings of an optimizer's config that change: those that are not ``None``.
-
-    Raises:
-        ValueError: for a number out of range, or two ways of clipping at once.
-    """
-    given = {k: v for k, v in given.items() if v is not None}
-    clips = [k for k in given if "clip" in k]
-    if sum(given[k] is not False for k in clips) > 1:
-        raise ValueError(f"gradients are clipped in one way at a time; given {', '.join(clips)}")
-    for key, value in given.items():
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if key == "gradient_accumulation_steps":
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key} must be an integer of 1 or more; given {value!r}")
-            given[key] = None if value == 1 else int(value)
-        elif value is False:
-            given[key] = None
-        elif not number or not 0 < value < float("inf"):
-            raise ValueError(f"{key} must be a number above 0, or False; given {value!r}")
-    if clips:
-        given = {"clipnorm": None, "clipvalue": None, "global_clipnorm": None, **given}
-    return given
-
-
 def scaled(optimizer: Optimizer) -> Optimizer:
     """The optimizer with its loss scaled, so that gradients in float16 do not underflow."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -153,7 +126,7 @@ def make(
             for other variables is copied by its config, since Keras would refuse it.
         learning_rate: a number or a ``LearningRateSchedule``; ``None`` leaves an instance's own.
         default: the rate for an optimizer given by name when ``learning_rate`` is ``None``.
-        settings: what `settings` gave.
+        settings: what `finetune_keras.optimizers.settings` gave.
     """
     if isinstance(optimizer, Optimizer):
         if learning_rate is None and optimizer.built and scheduled(optimizer):
@@ -239,19 +212,6 @@ def nested(optimizer: Optimizer, new: Wrapper) -> Optimizer:
     return made
 
 
-def checked_rate(learning_rate):
-    """A positive number as a float, a schedule or function as it is, or an error."""
-    if callable(learning_rate):
-        return learning_rate
-    number = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
-    if not number or not 0 < float(learning_rate) < float("inf"):
-        raise ValueError(
-            "learning_rate takes a positive number or a LearningRateSchedule; "
-            f"given {learning_rate!r}"
-        )
-    return float(learning_rate)
-
-
 def carry(
     old: Optimizer,
     new_variables: list[keras.Variable],
@@ -270,7 +230,7 @@ def carry(
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force. A schedule begins
             now: the optimizer's count of steps goes on, and is taken off.
-        settings: what `settings` gave.
+        settings: what `finetune_keras.optimizers.settings` gave.
         change: what is done to the new optimizer before it is built, such as a wrapper put on.
         restart: ``id``s of variables that ``old`` is to have known nothing of.
     """

@@ -11,7 +11,7 @@ from finetune_keras import _private, graph, optimizers
 from finetune_keras._errors import SelectionError
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.compile import recompile, scope
-from finetune_keras.normalization import StochasticNormalization, probability
+from finetune_keras.normalization import StochasticNormalization, checked_seed, probability
 from finetune_keras.regularize import l2sp
 
 __all__ = ["stochastic_norm"]
@@ -58,7 +58,7 @@ def stochastic_norm(
         >>> type(stochastic.network.get_layer("stem_bn")).__name__
         'StochasticNormalization'
     """
-    p = None if p is None else probability(p)
+    p, seed = None if p is None else probability(p), checked_seed(seed)
     if isinstance(target, Backbone):
         return dataclasses.replace(target, network=_replaced(target.network, p, seed))
     if not isinstance(target, keras.Model):
@@ -108,7 +108,7 @@ def _replaced(network: keras.Model, p: float | None, seed: int | None) -> keras.
         )
     new: dict[int, keras.layers.Layer] = {}
     for i, op in enumerate({id(op): op for op in found.values()}.values()):
-        new[id(op)] = _like(op, p, None if seed is None else seed + i)
+        new[id(op)] = _like(op, p, None if seed is None else (seed + i) % 2**32)
     with scope(network):
         made = graph.rebuild(
             network, {tuple(path.split("/")): new[id(op)] for path, op in found.items()}
