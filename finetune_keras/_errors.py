@@ -22,6 +22,7 @@ __all__ = [
     "nearest",
     "plain",
     "sentence",
+    "shown",
     "whole",
 ]
 
@@ -76,6 +77,20 @@ def plain(value: Any) -> Any:
         (0.5, 'x')
     """
     return value.item() if isinstance(value, np.generic) else value
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a message; in a few words, if it would fill more than one line.
+
+    Examples:
+        >>> shown("x"), shown(np.zeros((90, 90)))
+        ("'x'", 'a ndarray of shape (90, 90)')
+    """
+    text = repr(plain(value))
+    if "\n" not in text and len(text) <= 200:
+        return text
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 def whole(name: str, value: Any, low: int) -> int:

@@ -144,6 +144,7 @@ def compile(  # noqa: A001 - Keras' own word for it
 
     with scope(model):
         if optimizer is None and model.compiled:
+            optimizers.rebind(model)
             carried = optimizers.carry(
                 model.optimizer, model.trainable_variables, learning_rate, settings, wrapped
             )

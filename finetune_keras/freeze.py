@@ -204,20 +204,22 @@ def _change(
 
 
 def _recompile(model: keras.Model, joins: bool, learning_rate) -> dict:
+    optimizers.rebind(model)
     old = model.optimizer
     rate = optimizers.rate(old)
     if learning_rate is None and joins and rate > optimizers.open_rate(old):
         learning_rate = optimizers.open_rate(old)
     with scope(model):
         carried = optimizers.carry(old, model.trainable_variables, learning_rate=learning_rate)
-        recompile(model, carried.optimizer)
-    return {
-        "learning_rate": (rate, optimizers.rate(carried.optimizer)),
-        "schedule": optimizers.schedule(carried.optimizer),
-        "schedule_dropped": optimizers.scheduled(old)
-        and not optimizers.scheduled(carried.optimizer),
-        "restarted": carried.restarted,
-    }
+        done = {
+            "learning_rate": (rate, optimizers.rate(carried.optimizer)),
+            "schedule": optimizers.schedule(carried.optimizer),
+            "schedule_dropped": optimizers.scheduled(old)
+            and not optimizers.scheduled(carried.optimizer),
+            "restarted": carried.restarted,
+        }
+        recompile(model, carried.optimizer)  # after all that can fail
+    return done
 
 
 def _paths(units: tuple[graph.Unit, ...], ids: frozenset[int]) -> tuple[str, ...]:

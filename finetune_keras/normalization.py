@@ -8,7 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["StochasticNormalization", "probability"]
+from finetune_keras._errors import shown
+
+__all__ = ["StochasticNormalization", "checked_seed", "probability"]
 
 
 def probability(p: Any) -> float:
@@ -18,8 +20,24 @@ def probability(p: Any) -> float:
         ValueError: unless it is a number from 0 to 1.
     """
     if isinstance(p, bool) or not isinstance(p, numbers.Real) or not 0 <= p <= 1:
-        raise ValueError(f"p is a probability from 0 to 1; given {p!r}")
+        raise ValueError(f"p is a probability from 0 to 1; given {shown(p)}")
     return float(p)
+
+
+def checked_seed(seed: Any) -> int | None:
+    """``seed`` as Python's integer.
+
+    Raises:
+        ValueError: unless it is a whole number that 32 bits hold, or ``None``.
+    """
+    if seed is None:
+        return None
+    number = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not number or not 0 <= seed < 2**32:
+        raise ValueError(
+            f"seed is a whole number from 0 to 2**32 - 1, or None; given {shown(seed)}"
+        )
+    return int(seed)
 
 
 @keras.saving.register_keras_serializable(package="finetune_keras")
@@ -52,9 +70,9 @@ class StochasticNormalization(keras.layers.BatchNormalization):
 
     def __init__(self, p: float = 0.5, *, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.p, self.seed = probability(p), seed
+        self.p, self.seed = probability(p), checked_seed(seed)
         if 0 < self.p < 1:
-            self.seed_generator = keras.random.SeedGenerator(seed)
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Normalises ``inputs``; the output has their shape, in the layer's compute dtype."""

@@ -14,6 +14,7 @@ from finetune_keras.backbones.base import Backbone
 from finetune_keras.build import attach, check_head, finish
 from finetune_keras.compile import backbone_learns
 from finetune_keras.heads.base import Head
+from finetune_keras.regularize import l2sp
 
 __all__ = ["replace_head"]
 
@@ -86,8 +87,10 @@ def replace_head(
     new = attach(inputs, features, head, origin=origin, name=name or model.name)
     settings, default = _settings(model, optimizer, learning_rate)
     if isinstance(settings["optimizer"], keras.optimizers.Optimizer):
+        optimizers.rebind(model)
         settings["optimizer"] = optimizers.retargeted(settings["optimizer"], new)
     finish(new, head, freeze, **settings)
+    l2sp.follow(model, new)
     if default:
         optimizers.innermost(new.optimizer).learning_rate = _default_rate(new)
     return new

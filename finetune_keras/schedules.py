@@ -27,6 +27,7 @@ import numpy as np
 from keras import ops
 
 from finetune_keras import _plots
+from finetune_keras._errors import shown
 
 __all__ = ["OneCycle", "SlantedTriangular", "WarmupCosine"]
 
@@ -327,7 +328,7 @@ def _number(name: str, value: Any, *, above: float | None = None, low: float = 0
     if not number or not low <= value <= most or (above is not None and value <= above):
         wanted = f"above {above}" if above is not None else f"of {low} or more"
         wanted = f"from {low} to {most}" if most < math.inf else wanted
-        raise ValueError(f"{name} is a number {wanted}; given {value!r}")
+        raise ValueError(f"{name} is a number {wanted}; given {shown(value)}")
     return float(value)
 
 
@@ -350,5 +351,5 @@ def _steps(
 def _whole(name: str, value: Any, low: int) -> int:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not low <= value <= _MOST or int(value) != value:
-        raise ValueError(f"{name} is a whole number from {low} to 2**31 - 1; given {value!r}")
+        raise ValueError(f"{name} is a whole number from {low} to 2**31 - 1; given {shown(value)}")
     return int(value)

@@ -55,6 +55,7 @@ ORDER = [
     "flags",
     "schedules",
     "optimizers.started",
+    "optimizers.checks",
     "optimizers.newcomers",
     "optimizers.wrapper",
     "optimizers.moves",

@@ -22,7 +22,7 @@ def fitted(optimizer, steps=5, **kwargs):
 
 def by_reference(optimizer, variables):
     """Slots of an optimizer as Keras names them, keyed by variable and slot."""
-    slots, _ = _slots_of(optimizer, variables)
+    slots, *_ = _slots_of(optimizer, variables)
     return slots
 
 

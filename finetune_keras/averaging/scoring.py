@@ -12,7 +12,7 @@ import numpy as np
 from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.averaging import refresh as _refresh
-from finetune_keras.cache import source
+from finetune_keras.cache import refuse, source
 from finetune_keras.cache.augment import augments
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.fit import obstacle, preprocess
@@ -166,6 +166,7 @@ class Scorer:
             *self._given, **settings, steps=steps, what="the validation data"
         )
         _check(self._data, self._given[1])
+        refuse.given(model, *self._given, "the validation data")
         self._steps = steps
         self._moving, self._fresh = (), None
         if refresh is not None:
@@ -250,6 +251,11 @@ class Scorer:
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:
     """A tuple is ``(x, y)`` or ``(x, y, sample_weight)``, as everywhere in Keras."""
+    if isinstance(data, tuple) and not 1 <= len(data) <= 3:
+        raise ValueError(
+            "the validation data are (x, y) or (x, y, sample_weight), or batches of these; given "
+            f"{len(data)} in a tuple"
+        )
     return (
         keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(data, tuple)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from finetune_keras import graph
-from finetune_keras._errors import WeightsError, sentence
+from finetune_keras._errors import WeightsError, sentence, shown
 from finetune_keras.averaging import place
 from finetune_keras.backbones import files
 
@@ -37,6 +37,8 @@ class Snapshot:
     weights: Mapping[str, np.ndarray]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weights, Mapping):
+            raise TypeError(f"weights is a dict of arrays by path; given {shown(self.weights)}")
         arrays = {path: np.asarray(a).view() for path, a in self.weights.items()}
         for array in arrays.values():
             array.flags.writeable = False

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from finetune_keras import _plots
+from finetune_keras._errors import shown
 from finetune_keras.averaging import place
 from finetune_keras.averaging.scoring import Score, Scorer
 from finetune_keras.averaging.sources import Reader, opened
@@ -210,6 +211,6 @@ def _shares(mixes: Any) -> tuple[float, ...]:
     if not found or not all(0 <= m <= 1 for m in found):
         raise ValueError(
             "mixes is a number of steps from 2 on, or a list of shares from 0 to 1, such as "
-            f"[0.25, 0.5]; given {mixes!r}"
+            f"[0.25, 0.5]; given {shown(mixes)}"
         )
     return tuple(sorted({*found, 1.0}))

@@ -27,7 +27,7 @@ __all__ = [
 _SUFFIXES = (".keras", ".h5", ".hdf5")
 _OTHERS = (".pb", ".zip", ".tar", ".tgz", ".gz")  # no model by themselves, and no name of one
 # Arrays that are no weights; the last is a random layer's in Keras 2.
-_STATE = re.compile(r"^(optimizer|_optim)|seed_generator|random_generator|StateVar")
+_STATE = re.compile(r"^(optimizer|_optim|ftk_\w+/vars/)|seed_generator|random_generator|StateVar")
 
 
 def looks_like_file(source: object) -> bool:
@@ -157,8 +157,8 @@ def load_into(model: keras.Model, path: str | os.PathLike, name: str, hint: str 
 
 
 def arrays(path: Path) -> list[str]:
-    """The names of the weights in a file of Keras, without what is of the optimizer or of random
-    generators.
+    """The names of the weights in a file of Keras, without what is of the optimizer, of random
+    generators, or attached by this library.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 
 from finetune_keras import arrays
+from finetune_keras._errors import shown
 from finetune_keras.cache import streams
 from finetune_keras.cache.batch import Batch, batch_digest, convert, differs
 from finetune_keras.cache.sliced import Arrays, split
@@ -62,8 +65,9 @@ def source(
         [[0, 1], [0, 1], [0]]
     """
     for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps)):
-        if value is not None and (int(value) != value or value < 1):
-            raise ValueError(f"{name} is a whole number from 1 on; given {value}")
+        number = isinstance(value, numbers.Real) and math.isfinite(value)
+        if value is not None and (not number or int(value) != value or value < 1):
+            raise ValueError(f"{name} is a whole number from 1 on; given {shown(value)}")
     if x is None:
         raise TypeError(f"{what}: x is missing")
     if not is_stream(x):

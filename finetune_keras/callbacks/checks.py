@@ -10,8 +10,9 @@ from typing import Any
 import keras
 
 from finetune_keras import optimizers
+from finetune_keras._errors import shown
 
-__all__ = ["count", "epochs", "rate_at", "rates"]
+__all__ = ["change", "count", "epochs", "rate_at", "rates"]
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -23,8 +24,22 @@ def count(what: str, value: Any) -> int:
         ValueError: if it is none.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{what} must be an integer of 1 or more; given {value!r}")
+        raise ValueError(f"{what} must be an integer of 1 or more; given {shown(value)}")
     return int(value)
+
+
+def change(monitor: Any, least: Any) -> tuple[str, float]:
+    """What is monitored, and which change counts.
+
+    Raises:
+        ValueError: for what is no name of a metric, or no size of a change.
+    """
+    if not isinstance(monitor, str):
+        raise ValueError(f"monitor is the name of a metric; given {shown(monitor)}")
+    real = isinstance(least, numbers.Real) and not isinstance(least, bool)
+    if not real or not 0 <= abs(least) < float("inf"):
+        raise ValueError(f"min_delta is a number of 0 or more; given {shown(least)}")
+    return monitor, float(least)
 
 
 def epochs(what: str, value: Any) -> tuple[int, ...]:
@@ -34,14 +49,14 @@ def epochs(what: str, value: Any) -> tuple[int, ...]:
         ValueError: if they are not.
     """
     try:
-        given = list(value)
+        given = [None] if isinstance(value, str | bytes) else list(value)
     except TypeError:
         given = [None]
     whole = all(isinstance(e, numbers.Integral) and not isinstance(e, bool) for e in given)
     if not (given and whole and given[0] >= 0) or any(a >= b for a, b in itertools.pairwise(given)):
         raise ValueError(
             f"{what} lists epochs from 0, each later than the one before, such as [1, 3, 6]; "
-            f"given {value!r}"
+            f"given {shown(value)}"
         )
     return tuple(int(e) for e in given)
 
@@ -54,7 +69,7 @@ def rates(learning_rate: Any, decay: Any) -> tuple[Any, float]:
     """
     real = isinstance(decay, numbers.Real) and not isinstance(decay, bool)
     if not real or not 0 < float(decay) < float("inf"):
-        raise ValueError(f"decay is a factor above 0; given {decay!r}")
+        raise ValueError(f"decay is a factor above 0; given {shown(decay)}")
     if isinstance(learning_rate, str | bytes | dict):
         raise ValueError(
             f"learning_rate is a number, a list or a function; given {learning_rate!r}"
@@ -69,7 +84,7 @@ def rates(learning_rate: Any, decay: Any) -> tuple[Any, float]:
             "decay= goes with one learning rate; a list, function or schedule says it all"
         )
     for one in learning_rate if several else [learning_rate]:
-        if one is not None:
+        if one is not None and (several or not callable(one)):  # one function is of the thaw
             optimizers.checked_rate(one)
     return learning_rate, float(decay)
 

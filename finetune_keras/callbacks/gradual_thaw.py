@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from finetune_keras import _private, flags, graph, optimizers, select
-from finetune_keras._errors import nearest
+from finetune_keras._errors import nearest, shown
 from finetune_keras.attached import Attached
 from finetune_keras.callbacks import checks
 from finetune_keras.callbacks.steps import Step, steps
@@ -103,8 +103,8 @@ class GradualThaw(keras.callbacks.Callback):
         verbose: int = 0,
     ) -> None:
         super().__init__()
-        if by not in ("block", "stage"):
-            raise ValueError(f"by is 'block' or 'stage'; given {by!r}")
+        if not isinstance(by, str) or by not in ("block", "stage"):
+            raise ValueError(f"by is 'block' or 'stage'; given {shown(by)}")
         if sum(x is not None for x in (every, at, patience)) > 1:
             raise ValueError("a thaw is due every= n epochs, at= given epochs, or after patience=")
         if every is None and at is None and patience is None:
@@ -115,7 +115,7 @@ class GradualThaw(keras.callbacks.Callback):
         self.patience = None if patience is None else checks.count("patience", patience)
         self.thaws = None if thaws is None else checks.count("thaws", thaws)
         self.learning_rate, self.decay = checks.rates(learning_rate, decay)
-        self.monitor = monitor
+        self.monitor, min_delta = checks.change(monitor, min_delta)
         self._plateau = None
         if patience is not None:
             if mode not in ("auto", "min", "max"):
@@ -220,6 +220,8 @@ class GradualThaw(keras.callbacks.Callback):
         return [s.variables <= on for s in self._steps]
 
     def _read(self) -> None:
+        if self.model is None:
+            raise ValueError("GradualThaw has no model yet: pass it to fit(callbacks=[...])")
         if not self._steps:
             self._steps = steps(self.model, self.by, norms=self.norms)
             self._units = graph.opened(self.model).units

@@ -1,5 +1,6 @@
 """Optimizers across a change of what learns, by depth, and averaged."""
 
+from finetune_keras.optimizers.checks import checked_rate, settings
 from finetune_keras.optimizers.ema import AveragingOptimizer, averaged, averaging_of, ema
 from finetune_keras.optimizers.layerwise import (
     LayerwiseOptimizer,
@@ -12,7 +13,6 @@ from finetune_keras.optimizers.layerwise import (
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
-    checked_rate,
     counted,
     default_rate,
     make,
@@ -22,7 +22,6 @@ from finetune_keras.optimizers.state import (
     scaled,
     schedule,
     scheduled,
-    settings,
     without,
 )
 from finetune_keras.optimizers.wrapper import innermost

@@ -64,11 +64,14 @@ class AveragingOptimizer(Wrapper):
     def add_variable_from_reference(
         self, reference_variable: Any, name: str | None = None, initializer: Any = "zeros"
     ) -> keras.Variable:
-        """As in Keras, but for a variable that may be written in each replica."""
+        """As in Keras, but for a variable that may be written in each replica, and in float32
+        where weights have half precision: their rounding is larger than a small step.
+        """
+        half = reference_variable.dtype in ("float16", "bfloat16")
         return self.add_variable(
             shape=reference_variable.shape,
             initializer=initializer,
-            dtype=reference_variable.dtype,
+            dtype="float32" if half else reference_variable.dtype,
             aggregation="mean",
             layout=getattr(reference_variable, "_layout", None),
             name=name,

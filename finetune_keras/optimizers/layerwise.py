@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -113,6 +113,11 @@ class LayerwiseOptimizer(Wrapper):
         """The multiplier of one variable; 1 for one of another model."""
         rule = self.rule(variable)
         return 1.0 if rule is None else rule.multiplier
+
+    @property
+    def tied(self) -> bool:
+        """Whether each rule has its variable."""
+        return len(self._bound.rules) >= len(self._rules)
 
     def bind(self, variables: Sequence[keras.Variable]) -> None:
         """Ties the rules to the variables of the model that may learn, in the order of its graph.
@@ -240,6 +245,8 @@ def layerwise(
         >>> [round(row.rate, 8) for row in ftk.describe(model).rows[-3:]]
         [6.4e-05, 8e-05, 0.0001]
     """
+    if isinstance(optimizer, keras.Model):
+        raise TypeError("the optimizer comes first: layerwise('adamw', model)")
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
         raise TypeError(f"expected a keras.Model; given a {type(model).__name__}{hint}")
@@ -261,9 +268,12 @@ def by_decay(made: Optimizer, model: keras.Model, decay: float) -> Optimizer:
     return _ruled(made, parts.parts(model), decay)
 
 
-def retargeted(optimizer: Optimizer, model: keras.Model) -> Optimizer:
-    """A fresh optimizer for a model that has another head on the same backbone: its new variables
-    learn at the whole rate. An optimizer without rates by depth is returned as it is.
+def retargeted(
+    optimizer: Optimizer, model: keras.Model, like: Mapping[int, keras.Variable] | None = None
+) -> Optimizer:
+    """A fresh optimizer for a model that shares layers with the one that it was made for; as it is
+    if it has no rates by depth. ``like`` tells by the ``id`` of a new variable whose rule it gets;
+    others, as of a new head, learn at the whole rate.
     """
     found = layerwise_of(optimizer)
     if found is None:
@@ -273,7 +283,7 @@ def retargeted(optimizer: Optimizer, model: keras.Model) -> Optimizer:
     units = [u for u in divided.opened.units if u.learnable]
     rules = []
     for u in units:
-        was = found.rule(u.variable)
+        was = found.rule((like or {}).get(id(u.variable), u.variable))
         new = Rule(u.path, 1.0, id(u.variable) not in spared)
         rules.append(new if was is None else dataclasses.replace(was, path=u.path))
     return _wrapped(state.copied(optimizer), rules, [u.variable for u in units])
@@ -322,9 +332,11 @@ def layerwise_of(optimizer: Optimizer | None) -> LayerwiseOptimizer | None:
 
 
 def rebind(model: keras.Model) -> None:
-    """Ties the multipliers of a loaded model to its frozen variables too, for a later thaw."""
+    """Ties the multipliers of a model to its frozen variables too, for a later thaw, where Keras
+    made its optimizer from a config: in a file, or a clone.
+    """
     found = layerwise_of(model.optimizer) if model.compiled else None
-    if found is not None:
+    if found is not None and not found.tied:
         found.bind([u.variable for u in graph.opened(model).units if u.learnable])
 
 

@@ -49,7 +49,8 @@ def towards(average: keras.Variable, variable: keras.Variable, share: Any) -> No
     """Moves ``average`` by a ``share`` of the way to ``variable``; ``share`` is a scalar tensor."""
     if keras.backend.backend() == "torch":
         value = average.value.data
-        value.lerp_(variable.value.data, share.to(value.dtype))
+        value.lerp_(variable.value.data.to(value.dtype), share.to(value.dtype))
     else:
         new, old = ops.convert_to_tensor(variable), ops.convert_to_tensor(average)
+        new = ops.cast(new, old.dtype)
         average.assign(old + ops.cast(share, old.dtype) * (new - old))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import numbers
 from collections.abc import Callable, Iterable
 
 import keras
@@ -19,12 +18,12 @@ import numpy as np
 from finetune_keras import _private
 from finetune_keras._errors import nearest
 from finetune_keras.optimizers import newcomers, started
+from finetune_keras.optimizers.checks import checked_rate
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, chain, innermost
 
 __all__ = [
     "Carried",
     "carry",
-    "checked_rate",
     "copied",
     "counted",
     "default_rate",
@@ -36,10 +35,10 @@ __all__ = [
     "scaled",
     "schedule",
     "scheduled",
-    "settings",
     "without",
 ]
 
+_AROUND = ("LossScaleOptimizer", "MultiOptimizer")  # others, so that a name is not enough
 _OPEN = 0.01  # an open backbone learns at a hundredth of the rate of a new head
 
 
@@ -106,31 +105,6 @@ def counted(optimizer: Optimizer) -> int:
     return int(keras.ops.convert_to_numpy(count))
 
 
-def settings(**given) -> dict:
-    """Settings of an optimizer's config that change: those that are not ``None``.
-
-    Raises:
-        ValueError: for a number out of range, or two ways of clipping at once.
-    """
-    given = {k: v for k, v in given.items() if v is not None}
-    clips = [k for k in given if "clip" in k]
-    if sum(given[k] is not False for k in clips) > 1:
-        raise ValueError(f"gradients are clipped in one way at a time; given {', '.join(clips)}")
-    for key, value in given.items():
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if key == "gradient_accumulation_steps":
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key} must be an integer of 1 or more; given {value!r}")
-            given[key] = None if value == 1 else int(value)
-        elif value is False:
-            given[key] = None
-        elif not number or not 0 < value < float("inf"):
-            raise ValueError(f"{key} must be a number above 0, or False; given {value!r}")
-    if clips:
-        given = {"clipnorm": None, "clipvalue": None, "global_clipnorm": None, **given}
-    return given
-
-
 def scaled(optimizer: Optimizer) -> Optimizer:
     """The optimizer with its loss scaled, so that gradients in float16 do not underflow."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -152,7 +126,7 @@ def make(
             for other variables is copied by its config, since Keras would refuse it.
         learning_rate: a number or a ``LearningRateSchedule``; ``None`` leaves an instance's own.
         default: the rate for an optimizer given by name when ``learning_rate`` is ``None``.
-        settings: what `settings` gave.
+        settings: what `finetune_keras.optimizers.settings` gave.
     """
     if isinstance(optimizer, Optimizer):
         if learning_rate is None and optimizer.built and scheduled(optimizer):
@@ -175,7 +149,10 @@ def _named(name) -> Optimizer:
     names = {
         n.lower(): n
         for n, cls in vars(keras.optimizers).items()
-        if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+        if isinstance(cls, type)
+        and issubclass(cls, Optimizer)
+        and cls is not Optimizer
+        and n not in _AROUND
     }
     if name.lower() not in names:
         raise ValueError(f"unknown optimizer {name!r}; {nearest(name.lower(), names)}")
@@ -235,19 +212,6 @@ def nested(optimizer: Optimizer, new: Wrapper) -> Optimizer:
     return made
 
 
-def checked_rate(learning_rate):
-    """A positive number as a float, a schedule or function as it is, or an error."""
-    if callable(learning_rate):
-        return learning_rate
-    number = isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool)
-    if not number or not 0 < float(learning_rate) < float("inf"):
-        raise ValueError(
-            "learning_rate takes a positive number or a LearningRateSchedule; "
-            f"given {learning_rate!r}"
-        )
-    return float(learning_rate)
-
-
 def carry(
     old: Optimizer,
     new_variables: list[keras.Variable],
@@ -266,7 +230,7 @@ def carry(
         new_variables: the variables that learn from now on.
         learning_rate: a number or schedule; ``None`` keeps the rate in force. A schedule begins
             now: the optimizer's count of steps goes on, and is taken off.
-        settings: what `settings` gave.
+        settings: what `finetune_keras.optimizers.settings` gave.
         change: what is done to the new optimizer before it is built, such as a wrapper put on.
         restart: ``id``s of variables that ``old`` is to have known nothing of.
     """
@@ -281,20 +245,17 @@ def carry(
     if not old.built:
         return Carried(new, restarted=False)
     old_variables = _private.built_on(old)
-    known = _slots_of(old, old_variables)
-    if known is not None:
-        known = {key: slot for key, slot in known[0].items() if key[0] not in restart}, known[1]
-    restarted = known is None
-    if known is None:
+    slots_, rest_, restarted = _slots_of(old, old_variables)
+    known = {key: slot for key, slot in slots_.items() if key[0] not in restart}
+    mine, theirs = {**slots, **rest}, {**known, **rest_}
+    pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
+    if restarted:
         steps = [[v for v in innermost(o).variables if v.name == "iteration"] for o in (old, new)]
-        pairs = list(zip(*steps, strict=True))
-    else:
-        mine, theirs = {**slots, **rest}, {**known[0], **known[1]}
-        pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
+        pairs += zip(*steps, strict=True)
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
-    _start_averages(slots, new_variables, known[0] if known else {})
+    _start_averages(slots, new_variables, known)
     if not restarted:
         kept = [v for v in old_variables if id(v) not in restart]
         newcomers.attach(innermost(new), _newcomers(old, kept, new_variables))
@@ -365,7 +326,8 @@ def _build(optimizer: Optimizer, variables: list, *, tiny: bool = False):
 
 
 def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
-    """Like `_build` for an optimizer that exists, or None if its slots cannot be told.
+    """Like `_build` for an optimizer that exists, and whether the innermost's variables cannot be
+    told and are left out.
 
     A twin is built on the same variables; it makes its own in the same order.
     """
@@ -376,11 +338,16 @@ def _slots_of(old: Optimizer, variables: Iterable[keras.Variable]):
     except ValueError:  # one that writes to its slots while it builds, such as ScheduleFreeAdamW
         twin = _from_config(old)
         twin_slots, twin_rest = _build(twin, variables)
-    if len(twin.variables) != len(old.variables) or any(len(v.shape) for v in twin_rest.values()):
-        return None
-    by_twin = {id(t): o for t, o in zip(twin.variables, old.variables, strict=True)}
-    slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items()}
+    inner, its = innermost(old).variables, innermost(twin).variables
+    pairs = list(zip(twin.variables, old.variables, strict=False))
     shapes = {id(v): tuple(v.shape) for v in variables}
-    if any(tuple(slot.shape) != shapes[key[0]] for key, slot in slots.items()):
-        return None
-    return slots, {key: by_twin[id(t)] for key, t in twin_rest.items()}
+    of = {id(slot): shapes[key[0]] for key, slot in twin_slots.items()}
+    odd = len(its) != len(inner) or any(
+        tuple(o.shape) != of.get(id(t), ()) for t, o in zip(its, inner, strict=True)
+    )
+    if odd:  # its variables come last
+        pairs = pairs[: len(old.variables) - len(inner)]
+    by_twin = {id(t): o for t, o in pairs}
+    slots = {key: by_twin[id(slot)] for key, slot in twin_slots.items() if id(slot) in by_twin}
+    rest = {key: by_twin[id(t)] for key, t in twin_rest.items() if id(t) in by_twin}
+    return slots, rest, odd

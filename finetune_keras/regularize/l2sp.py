@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import numbers
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from finetune_keras import graph, parts, select
-from finetune_keras._errors import SelectionError, nearest
+from finetune_keras._errors import SelectionError, nearest, shown
 from finetune_keras.attached import Attached
 from finetune_keras.compile import recompile, scope
 
-__all__ = ["L2SP", "attach", "l2sp", "move", "note"]
+__all__ = ["L2SP", "attach", "follow", "l2sp", "move", "note", "restart"]
 
 NAME = "ftk_l2sp"  # the attribute of a model, and of its files
 
@@ -56,26 +57,26 @@ class L2SP(Attached):
         super().__init__(self._arrays, self._assign)
         self.alpha, self.beta = alpha, beta
         # Weakly: Keras walks through all that hangs on a model, and would come back to it.
-        self._model = weakref.ref(model)
+        self._model, self._name = weakref.ref(model), model.name
 
     @property
     def anchored(self) -> tuple[str, ...]:
-        return tuple(u.path for u, p in _pulls(self._model()) if p.start is not None)
+        return tuple(u.path for u, p in _pulls(self._owner()) if p.start is not None)
 
     @property
     def shrunk(self) -> tuple[str, ...]:
-        return tuple(u.path for u, p in _pulls(self._model()) if p.start is None)
+        return tuple(u.path for u, p in _pulls(self._owner()) if p.start is None)
 
     def value(self) -> float:
         """The penalty now, over what learns: the part that it has in the loss."""
-        on = {id(v) for v in self._model().trainable_variables}
-        found = ((u.variable, p) for u, p in _pulls(self._model()) if id(u.variable) in on)
+        on = {id(v) for v in self._owner().trainable_variables}
+        found = ((u.variable, p) for u, p in _pulls(self._owner()) if id(u.variable) in on)
         parts_ = (_Pull(p.strength, p.start, None)(v) for v, p in found)
         return float(sum(float(keras.ops.convert_to_numpy(x)) for x in parts_))
 
     def remove(self) -> None:
         """Takes all penalties off, and compiles again."""
-        l2sp(self._model(), None)
+        l2sp(self._owner(), None)
 
     def __str__(self) -> str:
         return (
@@ -83,11 +84,17 @@ class L2SP(Attached):
             f"alpha={self.alpha:g}, {len(self.shrunk)} of the head to zero with beta={self.beta:g}"
         )
 
+    def _owner(self) -> keras.Model:
+        model = self._model()
+        if model is None:
+            raise ValueError(f"the model {self._name!r} of this penalty is gone: keep it")
+        return model
+
     def _arrays(self) -> dict[str, np.ndarray]:
-        places = {id(u.variable): i for i, u in enumerate(graph.opened(self._model()).units)}
+        places = {id(u.variable): i for i, u in enumerate(graph.opened(self._owner()).units)}
         arrays = {"strengths": np.array([self.alpha, self.beta], "float64")}
         shrunk = []
-        for unit, pull in _pulls(self._model()):
+        for unit, pull in _pulls(self._owner()):
             place = places[id(unit.variable)]
             if pull.start is None:
                 shrunk.append(place)
@@ -101,10 +108,10 @@ class L2SP(Attached):
             np.array_equal(own[k], arrays[k]) for k in ("strengths", "shrunk")
         )
         if not same:
-            attach(self._model(), arrays)
-            _compiled_again(self._model())
+            attach(self._owner(), arrays)
+            _compiled_again(self._owner())
             return
-        places = {f"start_{i}": u for i, u in enumerate(graph.opened(self._model()).units)}
+        places = {f"start_{i}": u for i, u in enumerate(graph.opened(self._owner()).units)}
         for name in own.keys() & places.keys():  # in place: functions that are traced read them
             places[name].variable.regularizer.start.assign(arrays[name])
 
@@ -210,6 +217,27 @@ def move(old: keras.Model, new: keras.Model) -> None:
         attach(new, found._arrays())
 
 
+def follow(old: keras.Model, new: keras.Model) -> None:
+    """Goes on in a model that has another head on the variables of ``old``: its head is drawn to
+    zero. Nothing if ``old`` has no such penalty.
+    """
+    found = getattr(old, NAME, None)
+    if not isinstance(found, L2SP):
+        return
+    for unit in parts.parts(new).head_units if found.beta else ():
+        if unit.learnable and not isinstance(unit.variable.regularizer, _Pull):
+            _put(unit, found.beta, None)
+    setattr(new, NAME, L2SP(new, found.alpha, found.beta))
+
+
+def restart(units: Sequence[graph.Unit]) -> None:
+    """Makes the values that variables have now those that they are drawn to."""
+    for unit in units:
+        pull = unit.variable.regularizer
+        if isinstance(pull, _Pull) and pull.start is not None:
+            pull.start.assign(_numpy(unit.variable))
+
+
 def note(model: keras.Model) -> str:
     """A line for `finetune_keras.describe`; empty if the model has no such penalty."""
     found = getattr(model, NAME, None)
@@ -219,7 +247,7 @@ def note(model: keras.Model) -> str:
 def _strength(what: str, value: Any) -> float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not 0 <= float(value) < float("inf"):
-        raise ValueError(f"{what} is a number of 0 or more; given {value!r}")
+        raise ValueError(f"{what} is a number of 0 or more; given {shown(value)}")
     return float(value)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from finetune_keras import _private, flags, graph, optimizers, parts, record, select
 from finetune_keras._errors import SelectionError, sentence
 from finetune_keras.compile import recompile, scope
+from finetune_keras.regularize import l2sp
 
 __all__ = ["Reinit", "reinit"]
 
@@ -56,7 +57,8 @@ def reinit(model: keras.Model, selector: select.Selector, *, seed: int | None = 
 
     Kernels and biases, gamma and beta, moving statistics, whatever the selector chooses; flags
     stay as they are. The optimizer's slots of these variables start again, and their first steps
-    are corrected as after `finetune_keras.thaw`. What ``keras.layers.Normalization`` learned by
+    are corrected as after `finetune_keras.thaw`; `finetune_keras.l2sp` draws them to their new
+    values from then on. What ``keras.layers.Normalization`` learned by
     ``adapt`` stays.
 
     Args:
@@ -126,6 +128,7 @@ def _put(model: keras.Model, units: Sequence[graph.Unit], values: list[np.ndarra
         for unit, value in zip(units, before, strict=True):
             unit.variable.assign(value)
         raise
+    l2sp.restart(units)  # after all that can fail
 
 
 def _drawn(units: Sequence[graph.Unit], seed: int | None) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from finetune_keras import _private, graph, optimizers
 from finetune_keras._errors import SelectionError
 from finetune_keras.backbones.base import Backbone
 from finetune_keras.compile import recompile, scope
-from finetune_keras.normalization import StochasticNormalization, probability
+from finetune_keras.normalization import StochasticNormalization, checked_seed, probability
 from finetune_keras.regularize import l2sp
 
 __all__ = ["stochastic_norm"]
@@ -58,7 +58,7 @@ def stochastic_norm(
         >>> type(stochastic.network.get_layer("stem_bn")).__name__
         'StochasticNormalization'
     """
-    p = None if p is None else probability(p)
+    p, seed = None if p is None else probability(p), checked_seed(seed)
     if isinstance(target, Backbone):
         return dataclasses.replace(target, network=_replaced(target.network, p, seed))
     if not isinstance(target, keras.Model):
@@ -71,7 +71,14 @@ def stochastic_norm(
         given = _private.compile_arguments(target)
         given = {k: v for k, v in given.items() if k != "optimizer" and v is not None}
         with scope(target):
-            carried = optimizers.carry(target.optimizer, made.trainable_variables)
+            optimizers.rebind(target)
+            pairs = zip(*(graph.opened(m).units for m in (made, target)), strict=True)
+            like = {id(new.variable): old.variable for new, old in pairs}
+            carried = optimizers.carry(
+                target.optimizer,
+                made.trainable_variables,
+                change=lambda new: optimizers.retargeted(new, made, like),
+            )
             recompile(made, carried.optimizer, **given)
     return made
 
@@ -101,10 +108,11 @@ def _replaced(network: keras.Model, p: float | None, seed: int | None) -> keras.
         )
     new: dict[int, keras.layers.Layer] = {}
     for i, op in enumerate({id(op): op for op in found.values()}.values()):
-        new[id(op)] = _like(op, p, None if seed is None else seed + i)
-    made = graph.rebuild(
-        network, {tuple(path.split("/")): new[id(op)] for path, op in found.items()}
-    )
+        new[id(op)] = _like(op, p, None if seed is None else (seed + i) % 2**32)
+    with scope(network):
+        made = graph.rebuild(
+            network, {tuple(path.split("/")): new[id(op)] for path, op in found.items()}
+        )
     for op in found.values():
         new[id(op)].set_weights(op.get_weights())
         for mine, theirs in zip(new[id(op)].weights, op.weights, strict=True):
