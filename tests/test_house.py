@@ -169,6 +169,7 @@ ORDER = [
     "cache.rows",
     "cache.manifest",
     "cache.store",
+    "cache.shared",
     "cache.featureset",
     "cache.forward",
     "cache.features",
@@ -203,6 +204,12 @@ ORDER = [
     "recipes.run",
     "recipes.fine_tune",
     "recipes",
+    "cross_validate.folds",
+    "cross_validate.record",
+    "cross_validate.held_out",
+    "cross_validate.jobs",
+    "cross_validate.runs",
+    "cross_validate",
     "",
 ]
 
