@@ -18,6 +18,7 @@ from finetune_keras._errors import LossError, sentence
 from finetune_keras.cross_validate.held_out import scored
 from finetune_keras.cross_validate.jobs import Job
 from finetune_keras.cross_validate.record import Run
+from finetune_keras.recipes.plan import lasting
 
 __all__ = ["Fresh", "Mean", "Trained", "run"]
 
@@ -166,5 +167,5 @@ def _one(
 def _line(name: str, done: list[Run], total: int) -> str:
     told = ", ".join(f"{metric} {value:.4g}" for metric, value in done[-1].scores.items())
     left = sum(run.seconds for run in done) / len(done) * (total - len(done))
-    more = f", about {left:.0f} s left" if total > len(done) else ""
-    return f"{name}: {told} ({done[-1].seconds:.0f} s{more})"
+    more = f", about {lasting(left)} left" if total > len(done) else ""
+    return f"{name}: {told} ({lasting(done[-1].seconds)}{more})"
