@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -67,7 +68,7 @@ def cross_validate(
             get them; ``finetune_keras.fit`` in it shares features as well.
         verbose: 1 prints a line a run, 2 also what ``fine_tune`` prints, 0 nothing.
         **settings: of ``fine_tune``, such as ``recipe=`` and ``epochs=``. Callbacks are the same
-            objects in all runs.
+            objects in all runs; each run has a folder of its own in ``directory=``.
 
     Returns:
         A `CrossValidation`: a table when printed, with ``.mean``, ``.std``, ``.interval()``, the
@@ -162,6 +163,9 @@ def _way(train: Any, settings: dict[str, Any]) -> Callable[[int, keras.Model, Jo
 
 
 def _fine_tuned(settings: dict[str, Any], verbose: int, model: keras.Model, job: Job) -> Trained:
+    if settings.get("directory") is not None:  # a folder for each run
+        name = f"seed_{job.seed}" if job.fold is None else f"seed_{job.seed}_fold_{job.fold + 1}"
+        settings = {**settings, "directory": Path(settings["directory"]) / name}
     history = fine_tune(
         model,
         job.learn,
