@@ -2,8 +2,10 @@
 
 import collections
 import gc
+import inspect
 import itertools
 import json
+import shutil
 import weakref
 
 import keras
@@ -193,6 +195,29 @@ def test_several_seeds_on_test_data():
     low, high = found.interval()["loss"]
     assert (low, high) == pytest.approx((losses.mean() - half, losses.mean() + half))
     assert "fold" not in str(found)
+
+
+def test_predictions_of_test_data_are_in_their_order():
+    x, y = numbered()
+
+    def first():
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, layers.Dense(1, name="classes")(inputs))
+        model.compile("adam", "mse", run_eagerly=True)
+        return model
+
+    def copies(model, train, validation):
+        kernel = np.zeros((4, 1))
+        kernel[0] = 100
+        model.get_layer("classes").set_weights([kernel, np.zeros(1)])
+
+    settings = {"folds": None, "seeds": 2, "train": copies, "verbose": 0}
+    for test in ((x, y), ftk.data.arrays(x, y, batch_size=8)):  # which shuffles
+        found = ftk.cross_validate(first, (x, y), test_data=test, **settings)
+        np.testing.assert_allclose(found.predictions[:, 0], np.arange(30), atol=1e-4)
+    found = ftk.cross_validate(first, (x, y), test_data=stream(), **settings)
+    assert found.predictions is None
+    assert found.scores["loss"].shape == (1, 2)
 
 
 def test_seeds_train_differently_and_the_same_again():
@@ -521,6 +546,19 @@ def test_a_run_that_fine_tune_cut_short_is_not_counted():
     assert [r.fold for r in found.runs] == [0]
 
 
+def test_with_a_directory_it_goes_on_where_it_was(tmp_path):
+    if "directory" not in inspect.signature(ftk.fine_tune).parameters:
+        pytest.skip("fine_tune keeps no runs")
+    settings = {**PROBE, "directory": tmp_path}
+    whole = ftk.cross_validate(small, numbered(), **PROBE)
+    ftk.cross_validate(small, numbered(), **settings)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["seed_0_fold_1", "seed_0_fold_2"]
+    shutil.rmtree(tmp_path / "seed_0_fold_2")  # as if it had been killed in between
+    again = ftk.cross_validate(small, numbered(), **settings)
+    np.testing.assert_array_equal(again.predictions, whole.predictions)
+
+
 def test_models_of_earlier_runs_are_let_go():
     alive, most = [], []
 
@@ -705,7 +743,8 @@ def stream():
         (lambda: (numbered()[0], numbered(9)[1]), {}, ValueError, "30 of x, 9 of y"),
         (numbered, {"folds": 1}, ValueError, "folds=1 leaves nothing.*folds=None.*test_data="),
         (numbered, {"folds": 31}, ValueError, "folds=31 needs as many examples.*there are 30"),
-        (numbered, {"folds": 2.5}, ValueError, "folds is a whole number from 1 on; given 2.5"),
+        (numbered, {"folds": 2.5}, ValueError, "folds is a whole number from 2 on; given 2.5"),
+        (lambda: {"a": stream()}, {}, TypeError, r"a dict of the data sets .a.: pass one, data"),
         (numbered, {"folds": None}, ValueError, "give test_data= to score on$"),
         (
             numbered,

@@ -105,7 +105,7 @@ def cross_validate(
         parts, predictions = 0, Mean(None)
         todo = jobs.by_seed(data, numbers, groups, validation_data, test_data)
     else:
-        parts = whole("folds", folds, 1)
+        parts = 1 if folds == 1 else whole("folds", folds, 2)
         if parts == 1 or test_data is not None:
             raise ValueError(
                 f"folds={parts} "

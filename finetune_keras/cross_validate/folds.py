@@ -72,6 +72,8 @@ def rows(data: Any, groups: Any = None) -> Rows:
     plan = getattr(data, "plan", None)
     if isinstance(plan, Plan):
         return _of_files(data, plan, groups)
+    if several := arrays.splits(data):
+        raise TypeError(f"the data are {several}")
     x, y, weights = unpacked(data)
     if x is None or source.is_stream(x):
         raise TypeError(

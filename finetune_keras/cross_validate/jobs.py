@@ -26,7 +26,7 @@ class Job:
         learn: data to learn from.
         choose: to choose the best epoch by, or ``None``.
         score: to be scored on.
-        at: the numbers of these, among all that are scored.
+        at: the numbers of these, among all that are scored; ``None`` if they have none.
         counts: number of examples to learn from, choose by and score; ``None`` if not known.
         name: in messages.
     """
@@ -83,13 +83,17 @@ def by_seed(
             "folds=None trains on all of the data: give test_data= to score on"
             + (why if validation_data is not None else "")
         )
-    x, y, weights = unpacked(test_data)
-    score = source.source(x, y, weights, what="the test data").examples
+    if isinstance(getattr(test_data, "plan", None), Plan):
+        test_data = test_data.in_order()
+        score = len(test_data.labels)
+    else:
+        read = source.source(*unpacked(test_data), what="the test data")
+        score = read.examples if read.arrays else None
+    # Another data set may come in another order at each reading: predictions of what?
+    every = None if score is None else np.arange(score)
     if validation_data is not None:
-        counts = None, None, score
-        return (
-            Job(None, s, data, validation_data, test_data, None, counts, _name(s)) for s in seeds
-        )
+        given = data, validation_data, test_data, every, (None, None, score)
+        return (Job(None, seed, *given, _name(seed)) for seed in seeds)
     if source.is_stream(unpacked(data)[0]) and not isinstance(getattr(data, "plan", None), Plan):
         raise ValueError(
             f"a {type(data).__name__} comes without validation data to choose the best epoch by: "
@@ -102,7 +106,7 @@ def by_seed(
         for seed, at, held in parts:
             learn, choose = found.learn(at), found.held(held)[0]
             counts = len(at), len(held), score
-            yield Job(None, seed, learn, choose, test_data, None, counts, _name(seed))
+            yield Job(None, seed, learn, choose, test_data, every, counts, _name(seed))
 
     return jobs()
 

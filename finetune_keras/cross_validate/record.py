@@ -56,7 +56,8 @@ class CrossValidation:
         seeds: of the runs.
         predictions: what the models predict, in the structure of their outputs: of each example in
             the order of the data by the model that has not seen it, the mean over seeds. NaN where
-            no run has come to it; ``None`` for outputs that are not one row of numbers an example.
+            no run has come to it; ``None`` for outputs that are not one row of numbers an example,
+            and for test data of an order that is not known.
         interrupted: whether Ctrl-C ended it before all runs were done.
 
     Examples:

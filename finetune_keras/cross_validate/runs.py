@@ -83,8 +83,8 @@ class Mean:
         self._structure: Any = None
 
     def add(self, at: np.ndarray | None, predicted: Any) -> None:
-        """Adds predictions of the rows ``at``, of all rows if ``None``."""
-        if predicted is None:
+        """Adds predictions of the rows ``at``, if both are known."""
+        if at is None or predicted is None:
             return
         flat = keras.tree.flatten(predicted)
         if self._sums is None:
@@ -92,7 +92,6 @@ class Mean:
             self._structure = predicted
             self._sums = [np.zeros((count, f.shape[1])) for f in flat]
             self._times = np.zeros((count, 1))
-        at = np.arange(len(self._times)) if at is None else at
         for total, rows in zip(self._sums, flat, strict=True):
             total[at] += rows
         self._times[at] += 1
