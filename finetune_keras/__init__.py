@@ -25,6 +25,7 @@ from finetune_keras.build import build
 from finetune_keras.cache import FeatureSet, features, fit, split
 from finetune_keras.check import Finding, Findings, check
 from finetune_keras.compile import compile  # noqa: A004
+from finetune_keras.cross_validate import CrossValidation, cross_validate
 from finetune_keras.describe import Description, describe
 from finetune_keras.freeze import Change, freeze, thaw
 from finetune_keras.load import load
@@ -43,6 +44,7 @@ __all__ = [
     "Backbone",
     "CacheError",
     "Change",
+    "CrossValidation",
     "Description",
     "FeatureSet",
     "Finding",
@@ -66,6 +68,7 @@ __all__ = [
     "callbacks",
     "check",
     "compile",
+    "cross_validate",
     "data",
     "describe",
     "ema",

@@ -17,6 +17,7 @@ import numpy as np
 __all__ = [
     "CacheError",
     "HeadError",
+    "LossError",
     "SelectionError",
     "WeightsError",
     "nearest",
@@ -41,6 +42,10 @@ class CacheError(ValueError):
 
 class HeadError(ValueError):
     """A head that does not fit the features it was put on, or clashes with what is there."""
+
+
+class LossError(ValueError):
+    """A loss that is no number before anything was learned."""
 
 
 def nearest(

@@ -170,6 +170,7 @@ ORDER = [
     "cache.rows",
     "cache.manifest",
     "cache.store",
+    "cache.shared",
     "cache.featureset",
     "cache.shuffled",
     "cache.forward",
@@ -209,6 +210,12 @@ ORDER = [
     "recipes.run",
     "recipes.fine_tune",
     "recipes",
+    "cross_validate.folds",
+    "cross_validate.record",
+    "cross_validate.held_out",
+    "cross_validate.jobs",
+    "cross_validate.runs",
+    "cross_validate",
     "",
 ]
 

@@ -19,7 +19,7 @@ from finetune_keras.cache.fit import obstacle, preprocess
 from finetune_keras.cache.split import Division, divide
 from finetune_keras.cache.training import compiled
 
-__all__ = ["MODES", "Goal", "Score", "Scorer", "goal"]
+__all__ = ["MODES", "Goal", "Score", "Scorer", "divided", "goal"]
 
 MODES = ("auto", "min", "max")
 
@@ -179,7 +179,7 @@ class Scorer:
             inputs = _unpacked(refresh)
             self._fresh = source.source(*inputs, **settings, what="refresh=")
             _check(self._fresh, inputs[1], labels=False)
-        self._division = self._divided()
+        self._division = divided(model)
         self._frozen: list[np.ndarray] | None = None
         self._features: Any = None
         self._inputs: Any = None  # what the frozen part makes of those for `refresh`
@@ -227,17 +227,6 @@ class Scorer:
             given["batch_size"] = self._data.batch_size
         return self.model, given
 
-    def _divided(self) -> Division | None:
-        """The model in two, if what is frozen can be computed apart."""
-        try:
-            if obstacle(self.model) is not None:
-                return None
-            division = divide(self.model)
-        except ValueError:  # nothing learns, or the graph cannot be read
-            return None
-        fits = division.frozen and division.batched and not division.prefix.metrics
-        return division if fits else None
-
     def _as_computed(self, division: Division) -> bool:
         """Whether the features are those of the weights as they are; the first time, makes them
         so.
@@ -247,6 +236,18 @@ class Scorer:
             self._features = compute(division.prefix, self._data, verbose=0)
             self._frozen = frozen
         return all(map(np.array_equal, frozen, self._frozen))
+
+
+def divided(model: keras.Model) -> Division | None:
+    """The model in two, if what is frozen can be computed apart."""
+    try:
+        if obstacle(model) is not None:
+            return None
+        division = divide(model)
+    except ValueError:  # nothing learns, or the graph cannot be read
+        return None
+    fits = division.frozen and division.batched and not division.prefix.metrics
+    return division if fits else None
 
 
 def _unpacked(data: Any) -> tuple[Any, Any, Any]:

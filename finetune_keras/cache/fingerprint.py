@@ -22,11 +22,15 @@ __all__ = ["fingerprint", "weights"]
 _NAMES = ("name", "trainable", "shared_object_id", "registered_name", "build_config")
 
 
-def fingerprint(model: keras.Model) -> dict[str, str]:
+def fingerprint(model: keras.Model, *, seeds: bool = True) -> dict[str, str]:
     """``{"graph": ..., "weights": ...}`` of a functional or sequential model.
 
     Equal graphs and weights give equal strings, in another process too; a single weight that
     differs gives others. Reads all weights once.
+
+    Args:
+        model: the model.
+        seeds: whether graphs with random layers of different seeds are different.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
@@ -36,7 +40,7 @@ def fingerprint(model: keras.Model) -> dict[str, str]:
         (True, False)
     """
     shape = hashlib.blake2b(digest_size=16)
-    _graph(tape(model), shape)
+    _graph(tape(model), shape, _NAMES if seeds else (*_NAMES, "seed"))
     return {"graph": shape.hexdigest(), "weights": weights(model)}
 
 
@@ -50,7 +54,7 @@ def weights(model: keras.Model) -> str:
     return total.hexdigest()
 
 
-def _graph(this: Tape, into: Any) -> None:
+def _graph(this: Tape, into: Any, skip: tuple[str, ...]) -> None:
     numbers: dict[int, str] = {}
 
     def number(found: Any) -> None:
@@ -63,14 +67,14 @@ def _graph(this: Tape, into: Any) -> None:
         into.update(f"{cls.__module__}.{cls.__qualname__}".encode())
         within = inside(step, False)
         if within is not None:
-            _graph(within[0], into)
+            _graph(within[0], into, skip)
         else:
-            into.update(_text(_config(step.op)).encode())
+            into.update(_text(_config(step.op), skip).encode())
         given = keras.tree.map_structure(
             lambda x: numbers.get(id(x), "?") if isinstance(x, keras.KerasTensor) else x,
             (step.args, step.kwargs),
         )
-        into.update(_text(given).encode())
+        into.update(_text(given, skip).encode())
         number(step.outputs)
     into.update(" ".join(numbers[id(t)] for t in tensors(this.outputs)).encode())
 
@@ -89,16 +93,16 @@ def _config(op: keras.Operation) -> Any:
         ) from e
 
 
-def _text(value: Any) -> str:
-    return json.dumps(_plain(value), sort_keys=True)
+def _text(value: Any, skip: tuple[str, ...]) -> str:
+    return json.dumps(_plain(value, skip), sort_keys=True)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, skip: tuple[str, ...]) -> Any:
     """A value of a config as what JSON knows, the same in each process."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if k not in _NAMES}
+        return {str(k): _plain(v, skip) for k, v in value.items() if k not in skip}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, skip) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray | np.generic):
@@ -106,6 +110,6 @@ def _plain(value: Any) -> Any:
         digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
         return [str(array.dtype), list(array.shape), digest]
     try:
-        return _plain(keras.saving.serialize_keras_object(value))
+        return _plain(keras.saving.serialize_keras_object(value), skip)
     except Exception:
         return getattr(value, "__qualname__", type(value).__qualname__)

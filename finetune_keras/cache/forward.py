@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune_keras import graph
 from finetune_keras._errors import CacheError
-from finetune_keras.cache import engines, source
+from finetune_keras.cache import engines, shared, source
 from finetune_keras.cache.augment import augmented
 from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.rows import dtype_of
@@ -129,7 +129,8 @@ class Pass:
         size = self.data.batch_size
         padded = [_padded(a, size) for a in given]
         if self.chosen is None:
-            self.chosen = engines.choose(self.core, padded, self.engine, tolerance=self.tolerance)
+            chosen = engines.choose(self.core, padded, self.engine, tolerance=self.tolerance)
+            self.chosen = shared.through(chosen, self.core)
         made = {}
         for i, value in enumerate(self.chosen.run(padded)):
             if not value.shape or len(value) != len(padded[0]):

@@ -16,7 +16,7 @@ from finetune_keras.cache.fit import preprocess
 from finetune_keras.data.split import stratified
 from finetune_keras.outputs import Output
 
-__all__ = ["SHARE", "Examples", "counts", "examples"]
+__all__ = ["SHARE", "Examples", "counts", "examples", "strata", "taken"]
 
 SHARE = 0.2  # of arrays, where there are no validation data
 
@@ -134,15 +134,15 @@ def _held_out(read: source.Source, x: Any, y: Any, weights: Any, seed: int | Non
             )
         return (*unpacked(x.split(SHARE, seed)[0]), x.split(SHARE, seed)[1], share)
     x, y, weights = (arrays.bare(part) for part in (x, y, weights))
-    rest, part = stratified(_strata(y, read.examples), SHARE, seed or 0)
-    take = functools.partial(_taken, at=part)
+    rest, part = stratified(strata(y, read.examples), SHARE, seed or 0)
+    take = functools.partial(taken, at=part)
     held = tuple(arrays.each(take, a) for a in (x, y, weights) if a is not None)
-    take = functools.partial(_taken, at=rest)
+    take = functools.partial(taken, at=rest)
     return (*(a if a is None else arrays.each(take, a) for a in (x, y, weights)), held, share)
 
 
-def _strata(y: Any, count: int) -> np.ndarray:
-    """The classes of the first labels that are classes; one class where none are."""
+def strata(y: Any, count: int) -> np.ndarray:
+    """The class of each example by the first labels that are classes; all one where none are."""
     for leaf in keras.tree.flatten(y):
         labels = arrays.to_numpy(leaf)
         if labels.ndim == 2 and labels.shape[1] == 1:
@@ -157,7 +157,8 @@ def _strata(y: Any, count: int) -> np.ndarray:
     return np.zeros(count, "int64")
 
 
-def _taken(array: Any, at: np.ndarray) -> Any:
+def taken(array: Any, at: np.ndarray) -> Any:
+    """Some examples of an array, of a data frame or series as such."""
     return array.iloc[at] if hasattr(array, "iloc") else arrays.to_numpy(array)[at]
 
 

@@ -19,7 +19,7 @@ from finetune_keras.check.memory import free, need
 from finetune_keras.outputs import Output, outputs
 from finetune_keras.recipes.examples import Examples, counts
 
-__all__ = ["Plan", "make"]
+__all__ = ["Plan", "lasting", "make"]
 
 _SEEN = 32_000  # examples that a training sees in all, counted once an epoch: 1000 batches of 32
 _EPOCHS = (3, 30)
@@ -92,13 +92,14 @@ class Plan:
         if self.seconds:
             most = self.seconds * (1 + _STEP * self.epochs)
             lines.append(
-                f"  {'time':<15}at most about {_lasting(most)}: a pass of the network over the "
-                f"data takes {_lasting(self.seconds)}, an epoch with everything {_STEP} times that"
+                f"  {'time':<15}at most about {lasting(most)}: a pass of the network over the "
+                f"data takes {lasting(self.seconds)}, an epoch with everything {_STEP} times that"
             )
         return "\n".join(lines)
 
 
-def _lasting(seconds: float) -> str:
+def lasting(seconds: float) -> str:
+    """A length of time in the unit that suits it."""
     if seconds < 90:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import keras
 
 from finetune_keras import flags, record
+from finetune_keras._errors import LossError
 from finetune_keras.cache.fit import fit
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
@@ -107,7 +108,7 @@ def run(
     if last is None:
         raise ValueError(f"the recipe {task.plan.recipe!r} gave no phase")
     if watch.best is None:
-        raise ValueError(
+        raise LossError(
             f"nothing was learned, as the {watch.lost} of the first phase, {last.name!r}: "
             "finetune_keras.check(model, data) looks for the cause"
         )
