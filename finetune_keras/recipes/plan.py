@@ -18,6 +18,7 @@ from finetune_keras._errors import plain, whole
 from finetune_keras.check.memory import free, need
 from finetune_keras.outputs import Output, outputs
 from finetune_keras.recipes.examples import Examples, counts
+from finetune_keras.recipes.progress import lasting
 
 __all__ = ["Plan", "make"]
 
@@ -92,16 +93,10 @@ class Plan:
         if self.seconds:
             most = self.seconds * (1 + _STEP * self.epochs)
             lines.append(
-                f"  {'time':<15}at most about {_lasting(most)}: a pass of the network over the "
-                f"data takes {_lasting(self.seconds)}, an epoch with everything {_STEP} times that"
+                f"  {'time':<15}at most about {lasting(most)}: a pass of the network over the "
+                f"data takes {lasting(self.seconds)}, an epoch with everything {_STEP} times that"
             )
         return "\n".join(lines)
-
-
-def _lasting(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 def _shown(value: Any) -> str:
