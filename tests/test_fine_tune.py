@@ -647,3 +647,63 @@ def test_auto_says_why_it_thaws_all_where_nothing_can_be_solved(data):
     )
     assert history.history["phase"] == ["probe", "all"]
     assert "cannot be compared" in history.notes[0]
+
+
+def test_each_epoch_is_one_line_with_rate_and_time_left(data, capsys):
+    ftk.fine_tune(compiled(), data[0], validation_data=data[1], recipe="lp_ft", epochs=3, seed=1)
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.strip() for line in lines if line.startswith("  epoch ")]
+    assert [line.split(":")[0] for line in told] == [
+        "epoch 1/1",
+        *(f"epoch {i}/3" for i in (1, 2, 3)),
+    ]
+    assert all("val_accuracy" in line and "loss" in line for line in told)
+    assert "rate" not in told[0]
+    assert "best so far" in told[0]
+    assert all("; rate " in line for line in told[1:])
+    assert all("left at most" in line for line in told[1:3])
+    assert "left" not in told[3]
+    phases = [line for line in lines if line.startswith("phase ")]
+    assert len(phases) == 2
+    assert lines.index(phases[1]) == lines.index("  " + told[0]) + 1
+
+
+def test_a_long_epoch_says_how_far_it_is(data, capsys, monkeypatch):
+    from finetune_keras.recipes import progress
+
+    monkeypatch.setattr(progress, "_LONG", 0.0)
+    settings = {"validation_data": data[1], "recipe": train_the_probe, "epochs": 1, "batch_size": 9}
+    ftk.fine_tune(compiled(), data[0], **settings)
+    out = capsys.readouterr().out
+    for batch in (1, 2, 3, 4):
+        assert f"  epoch 1: batch {batch} of 4, " in out
+    assert "to its end; accuracy" in out
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_silence_and_keras_own_bars(verbose, data, capsys):
+    settings = {"validation_data": data[1], "recipe": "lp_ft", "epochs": 1, "verbose": verbose}
+    ftk.fine_tune(compiled(), data[0], **settings)
+    out = capsys.readouterr().out
+    assert bool(out) == (verbose == 2)
+    assert ("━" in out and "Epoch 2/2" in out) == (verbose == 2)
+    assert "best so far" not in out
+
+
+def test_tensorboard_sees_one_run(data, tmp_path):
+    pytest.importorskip("tensorboard")  # which Keras writes by, through TensorFlow
+    from tensorflow.compat.v1.train import summary_iterator
+
+    board = keras.callbacks.TensorBoard(tmp_path)
+    settings = {"validation_data": data[1], "recipe": "lp_ft", "epochs": 3, "verbose": 0}
+    history = ftk.fine_tune(compiled(), data[0], callbacks=[board], **settings)
+    seen = {}
+    for path in sorted((tmp_path / "validation").iterdir()):
+        for event in summary_iterator(str(path)):
+            for value in event.summary.value:
+                if value.tag == "epoch_loss":
+                    seen[event.step] = keras.ops.convert_to_numpy(
+                        np.frombuffer(value.tensor.tensor_content, "float32")
+                    ).item()
+    assert list(seen) == history.epoch
+    np.testing.assert_allclose(list(seen.values()), history.history["val_loss"], rtol=1e-6)

@@ -198,6 +198,7 @@ ORDER = [
     "lr_find",
     "recipes.phase",
     "recipes.best",
+    "recipes.progress",
     "recipes.examples",
     "recipes.plan",
     "recipes.task",

@@ -18,7 +18,7 @@ from finetune_keras._errors import LossError, sentence
 from finetune_keras.cross_validate.held_out import scored
 from finetune_keras.cross_validate.jobs import Job
 from finetune_keras.cross_validate.record import Run
-from finetune_keras.recipes.plan import lasting
+from finetune_keras.recipes.progress import lasting
 
 __all__ = ["Fresh", "Mean", "Trained", "run"]
 

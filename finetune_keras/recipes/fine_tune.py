@@ -88,7 +88,8 @@ def fine_tune(
             far. The same call in a later process goes on from there, and on a CPU ends with the
             weights of a run without a break, to the bit, if the data are arrays or of
             ``finetune_keras.data``. A run that is over is given again.
-        verbose: 0, 1 or 2.
+        verbose: 0 for nothing; 1 for the plan, the phases and a line an epoch with the rate and
+            the time that is left; 2 for Keras' own bar of each epoch in place of the line.
 
     Returns:
         A ``keras.callbacks.History`` over all phases: ``.history["phase"]`` names the phase of

@@ -18,8 +18,9 @@ from finetune_keras._errors import plain, whole
 from finetune_keras.check.memory import free, need
 from finetune_keras.outputs import Output, outputs
 from finetune_keras.recipes.examples import Examples, counts
+from finetune_keras.recipes.progress import lasting
 
-__all__ = ["Plan", "lasting", "make"]
+__all__ = ["Plan", "make"]
 
 _SEEN = 32_000  # examples that a training sees in all, counted once an epoch: 1000 batches of 32
 _EPOCHS = (3, 30)
@@ -96,13 +97,6 @@ class Plan:
                 f"data takes {lasting(self.seconds)}, an epoch with everything {_STEP} times that"
             )
         return "\n".join(lines)
-
-
-def lasting(seconds: float) -> str:
-    """A length of time in the unit that suits it."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 5400 else f"{seconds / 3600:.2g} h"
 
 
 def _shown(value: Any) -> str:

@@ -16,6 +16,7 @@ from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.progress import Progress
 from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
 
@@ -74,6 +75,7 @@ def run(
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
     kept = None if folder is None else Survival(folder, task, watch, history, callbacks)
+    progress = Progress(watch)
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
     try:
@@ -92,7 +94,9 @@ def run(
                     break
                 continue
             watch.begin(phase)
-            seen = [*callbacks, told, watch, *([] if kept is None else [kept])]
+            progress.begin(phase, over)
+            seen = [*callbacks, told, watch, *([progress] if verbose == 1 else [])]
+            seen += [] if kept is None else [kept]
             try:
                 _train(task, phase, seen, len(history.epoch), verbose, over=over)
             finally:
@@ -167,7 +171,7 @@ def _train(
             initial_epoch=0 if phase.solver else first + over,
             validation_data=data.validation,
             callbacks=callbacks,
-            verbose=verbose,
+            verbose=max(verbose - 1, 0),
             solver=phase.solver,
         )
 
