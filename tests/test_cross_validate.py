@@ -2,7 +2,6 @@
 
 import collections
 import gc
-import inspect
 import itertools
 import json
 import shutil
@@ -547,8 +546,6 @@ def test_a_run_that_fine_tune_cut_short_is_not_counted():
 
 
 def test_with_a_directory_it_goes_on_where_it_was(tmp_path):
-    if "directory" not in inspect.signature(ftk.fine_tune).parameters:
-        pytest.skip("fine_tune keeps no runs")
     settings = {**PROBE, "directory": tmp_path}
     whole = ftk.cross_validate(small, numbered(), **PROBE)
     ftk.cross_validate(small, numbered(), **settings)
