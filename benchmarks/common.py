@@ -5,6 +5,7 @@ Keras is imported where it is used, since some of the programs only start others
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,11 +51,17 @@ def mean(values: Any) -> list[float | None]:
     return [round(float(values.mean()), 4), error and round(float(error), 4)]
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, float]:
+def timed(call: Callable, *given: Any) -> tuple[float, float]:
     """Wall and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
-    call()
+    call(*given)
     return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ratio(of: list[float], to: list[float]) -> dict[str, Any]:
+    """How many times longer, pair by pair: the median, and all of them."""
+    found = sorted(round(a / b, 3) for a, b in zip(of, to, strict=True))
+    return {"median": round(statistics.median(found), 3), "all": found}
 
 
 def resident(key: str = "VmRSS") -> float:

@@ -22,21 +22,22 @@ import os
 import random
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from common import timed
+from common import ratio, timed
 
 import finetune_keras as ftk
 from finetune_keras import heads, schedules, select
 
 
-def resnet50(size: int, batch: int) -> tuple:
-    """All of ResNet50, and a batch."""
-    base = ftk.backbone("resnet50", weights=None, input_shape=(size, size, 3))
+def of_images(name: str, size: int, batch: int) -> tuple:
+    """A network with a new head, all of it open, and a batch."""
+    base = ftk.backbone(name, weights=None, input_shape=(size, size, 3))
     x = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3)).astype("float32")
     return ftk.build(base, heads.Classification(10)), x, np.arange(batch) % 10
 
@@ -69,7 +70,11 @@ def l2sp(model: keras.Model) -> keras.Model:
     return model
 
 
-MODELS = {"resnet50": resnet50, "bert": bert}
+MODELS = {
+    "resnet50": partial(of_images, "resnet50"),
+    "bert": bert,
+    "letters_resnet": partial(of_images, "letters_resnet"),  # 9 normalisations, few weights
+}
 WAYS: dict[str, Callable[[keras.Model], keras.Model]] = {
     "plain": adamw(),
     "layerwise": adamw(layer_decay=0.8),
@@ -94,29 +99,25 @@ def steps(name: str, ways: list[str], size: int, batch: int, repeats: int) -> di
     turns = []
     for turn in range(repeats):
         order = random.Random(turn).sample(list(models), len(models))
-        took = {way: timed(lambda way=way: models[way].train_on_batch(x, y)) for way in order}
+        took = {way: timed(models[way].train_on_batch, x, y) for way in order}
         turns.append(took)
-    wall, cpu = (
-        {way: ratio([t[way][i] / t["plain"][i] for t in turns]) for way in ways} for i in (0, 1)
-    )
-    plain = round(statistics.median(t["plain"][1] for t in turns), 3)
-    return {"model": name, "plain_step_cpu_s": plain, "cpu": cpu, "wall": wall}
+    wall, cpu = ({way: [t[way][i] for t in turns] for way in models} for i in (0, 1))
+    return {
+        "model": name,
+        "plain_step_cpu_s": round(statistics.median(cpu["plain"]), 3),
+        "cpu": {way: ratio(cpu[way], cpu["plain"]) for way in ways},
+        "wall": {way: ratio(wall[way], wall["plain"]) for way in ways},
+    }
 
 
-def ratio(values: list[float]) -> dict:
-    """The median, and all of them."""
-    found = sorted(round(v, 3) for v in values)
-    return {"median": round(statistics.median(values), 3), "all": found}
-
-
-def averages(size: int, repeats: int, examples: int = 200) -> list[dict]:
+def averages(name: str, size: int, repeats: int, examples: int = 200) -> list[dict]:
     """CPU seconds of WiSE-FT and of a soup over those of one evaluation."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (examples, size, size, 3)).astype("float32")
     data = x, np.arange(examples) % 10
     rows = []
     for case, freeze in (("all layers open", None), ("network frozen", select.backbone())):
-        base = ftk.backbone("mobilenetv2", weights=None, input_shape=(size, size, 3))
+        base = ftk.backbone(name, weights=None, input_shape=(size, size, 3))
         model = ftk.build(base, heads.Classification(10), freeze=freeze)
         states = [ftk.snapshot(model)]
         for _ in range(3):
@@ -125,21 +126,20 @@ def averages(size: int, repeats: int, examples: int = 200) -> list[dict]:
             states.append(ftk.snapshot(model))
         start, *runs = states
         calls = {
-            "evaluate": lambda model=model: model.evaluate(*data, verbose=0),
-            "wise_ft": lambda model=model, start=start: ftk.wise_ft(model, start, data, verbose=0),
-            "soup": lambda model=model, runs=runs: ftk.soup(model, runs, data, verbose=0),
+            "evaluate": partial(model.evaluate, *data, verbose=0),
+            "wise_ft": partial(ftk.wise_ft, model, start, data, verbose=0),
+            "soup": partial(ftk.soup, model, runs, data, verbose=0),
         }
-        turns = []
-        for _ in range(repeats + 1):
+        cpu: dict[str, list[float]] = {what: [] for what in calls}
+        for turn in range(repeats + 1):
             runs[-1].restore(model)
-            turns.append({name: timed(call) for name, call in calls.items()})
-        del turns[0]  # traces
-        found = {
-            name: ratio([t[name][1] / t["evaluate"][1] for t in turns])
-            for name in ("wise_ft", "soup")
-        }
-        once = round(statistics.median(t["evaluate"][1] for t in turns), 2)
-        rows.append({"case": case, "evaluate_cpu_s": once, "cpu": found})
+            for what, call in calls.items():
+                took = timed(call)[1]
+                if turn:  # the first one traces
+                    cpu[what].append(took)
+        once = cpu.pop("evaluate")
+        row = {"case": case, "evaluate_cpu_s": round(statistics.median(once), 2)}
+        rows.append(row | {"cpu": {what: ratio(times, once) for what, times in cpu.items()}})
     return rows
 
 
@@ -158,10 +158,11 @@ def main() -> None:
     args = parser.parse_args()
     result: dict = {"backend": keras.backend.backend(), "keras": keras.__version__}
     if args.what == "averages":
-        result["averages"] = averages(args.size or 96, args.repeats)
+        name = (args.model or ["letters_resnet"])[0]
+        result |= {"model": name, "averages": averages(name, args.size or 96, args.repeats)}
     else:
         result |= {"batch": args.batch, "models": []}
-        for name in args.model or MODELS:
+        for name in args.model or ("resnet50", "bert"):
             ways = args.ways or list(WAYS)[1:]
             if name == "bert":
                 ways = [w for w in ways if w != "stochastic norm"]
