@@ -30,20 +30,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from common import images, mean, mobilenet
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
 
 RATES = (3e-5, 1e-4, 3e-4)
-
-
-def images(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a folder of classes, in memory."""
-    data = keras.utils.image_dataset_from_directory(
-        folder, image_size=(size, size), batch_size=64, shuffle=False, verbose=False
-    )
-    x, y = zip(*((a.numpy(), b.numpy()) for a, b in data), strict=True)
-    return np.concatenate(x), np.concatenate(y)
 
 
 def shifted(x: np.ndarray) -> list[np.ndarray]:
@@ -132,18 +124,13 @@ class Trial:
 
 def table(found: list[dict]) -> dict[str, dict]:
     """Means and standard errors over seeds."""
-
-    def words(values: list[float]) -> list[float]:
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return [round(statistics.mean(values), 4), round(error, 4)]
-
     result = {}
     for name in found[0]:
         base = "tuned" if name.startswith("wise") else "single"
-        result[name] = {k: words([f[name][k] for f in found]) for k in ("test", "shifted")}
+        result[name] = {k: mean([f[name][k] for f in found]) for k in ("test", "shifted")}
         if name not in ("probe", "tuned", "single"):
             for k in ("test", "shifted"):
-                result[name][f"{k} - {base}"] = words([f[name][k] - f[base][k] for f in found])
+                result[name][f"{k} - {base}"] = mean([f[name][k] - f[base][k] for f in found])
     return result
 
 
@@ -164,14 +151,8 @@ def main() -> None:
     x, y = images(args.data / "flowers5" / "val", args.size)
     sets = {"train": images(args.data / "flowers5" / "train", args.size)}
     sets |= {"test": x, "y": y, "shifted": shifted(x)}
-    path = next((args.data / "weights" / "mobilenet_v2_0.35").glob("*.h5"))
     keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV2(
-        input_shape=(args.size, args.size, 3), alpha=0.35, include_top=False, weights=None
-    )
-    network.load_weights(path)
-    base = ftk.backbone(network, preprocessing="mobilenetv2")
-    model = ftk.build(base, heads.Classification(5), optimizer="adam")
+    model = ftk.build(mobilenet(args.data, args.size), heads.Classification(5), optimizer="adam")
     start = ftk.snapshot(model)
     settings = ("images", "validation", "epochs", "size", "norms")
     settings = {name: getattr(args, name) for name in settings}
@@ -192,7 +173,7 @@ def main() -> None:
     found = {row["seed"]: row["found"] for row in rows if row["settings"] == settings}
     print(f"{len(found)} seeds")
     for name, row in table(list(found.values())).items():
-        cells = (f"{key} {mean:.4f} ± {error:.4f}" for key, (mean, error) in row.items())
+        cells = (f"{key} {value:.4f} ± {error}" for key, (value, error) in row.items())
         print(f"{name:16} {', '.join(cells)}")
 
 

@@ -22,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
+from common import resident, timed
 from peers import PEERS, TUNED
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -234,13 +234,6 @@ def floor(engine, model, x, y, args) -> dict:
     return {"floor": both, "pass": once, "record": chosen.record.to_dict()}
 
 
-def timed(call) -> tuple[float, float]:
-    """Wall and CPU seconds of a call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def growth(args) -> dict:
     """One number of examples, in this process: a pass into files and two epochs."""
     import keras
@@ -263,7 +256,7 @@ def growth(args) -> dict:
             rng = np.random.default_rng(i)
             return rng.uniform(0, 255, (100, 32, 32, 3)).astype("float32"), np.arange(100) % 10
 
-    before = _resident("VmRSS")
+    before = resident()
     with tempfile.TemporaryDirectory() as folder:
         # A small budget, so that training reads the files as a large set would.
         settings = {"memory": 1 << 20, "key": "made", "verbose": 0}
@@ -283,7 +276,7 @@ def growth(args) -> dict:
         "epoch_wall": round(epochs[0] / 2, 2),
         "features_mb": round(found.nbytes / 1e6, 1),
         "resident_before_mib": round(before),
-        "resident_peak_mib": round(_resident("VmHWM")),
+        "resident_peak_mib": round(resident("VmHWM")),
     }
 
 
@@ -292,11 +285,6 @@ def divide_prefix(model):
     from finetune_keras.cache.split import divide
 
     return divide(model).prefix
-
-
-def _resident(key: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 
 
 def main() -> None:

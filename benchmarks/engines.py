@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from common import resident
+
 ENGINES = ("keras", "openvino", "openvino-bfloat16", "onnxruntime")
 
 
@@ -34,7 +36,7 @@ def measured(args) -> dict:
     )
     x = np.random.default_rng(0).normal(size=(args.images, *shape)).astype("float32")
     batches = [x[i : i + args.batch] for i in range(0, len(x), args.batch)]
-    before = _resident("VmRSS")
+    before = resident()
     began = time.perf_counter()
     try:
         chosen = engines.choose(model, [batches[0]], args.engine)
@@ -54,13 +56,8 @@ def measured(args) -> dict:
         "cpu": round(min(c for _, c in passes), 2),
         "prepare": round(prepare, 1),
         "error": float(f"{chosen.record.error:.2g}"),
-        "mib": round(_resident("VmHWM") - before),
+        "mib": round(resident("VmHWM") - before),
     }
-
-
-def _resident(key: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key)) / 1024
 
 
 def main() -> None:

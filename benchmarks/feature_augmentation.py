@@ -18,6 +18,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import few, images, mean
 
 from finetune_keras import heads
 from finetune_keras.cache.solver import solvable, solve
@@ -32,10 +33,7 @@ def features(data: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     )
     found = {}
     for part in ("train", "val"):
-        images = keras.utils.image_dataset_from_directory(
-            data / "flowers5" / part, image_size=(224, 224), shuffle=False, verbose=False
-        )
-        x, y = (np.concatenate(v) for v in zip(*((a, b) for a, b in images), strict=True))
+        x, y = images(data / "flowers5" / part, 224)
         found[part] = network.predict(x / 127.5 - 1.0, verbose=0), y
     return found
 
@@ -89,10 +87,7 @@ def main() -> None:
         for name, options in methods.items():
             scores, seconds = [], 0.0
             for seed in range(args.seeds):
-                rng = np.random.default_rng(seed)
-                rows = np.concatenate(
-                    [rng.choice(np.flatnonzero(y == c), shots, False) for c in range(classes)]
-                )
+                rows = few(y, shots, seed)
                 began = time.perf_counter()
                 if options is None:
                     model = solved(heads.Classification(classes), x[rows], y[rows], seed)
@@ -109,12 +104,6 @@ def main() -> None:
                 line[what] = mean(scores[:, i])
                 line[f"{what}_difference"] = mean((scores - base)[:, i])
             print(json.dumps(line | {"seconds": round(seconds / args.seeds, 1)}), flush=True)
-
-
-def mean(values: np.ndarray) -> list[float]:
-    """Mean and standard error."""
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return [round(float(values.mean()), 4), round(float(error), 4)]
 
 
 if __name__ == "__main__":

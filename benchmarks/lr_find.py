@@ -26,21 +26,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
+from common import images, mean
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
 
 SIZE = 96
-
-
-def images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a folder of classes, in memory."""
-    data = keras.utils.image_dataset_from_directory(
-        folder, image_size=(SIZE, SIZE), batch_size=64, shuffle=False, verbose=False
-    )
-    x, y = zip(*((a.numpy(), b.numpy()) for a, b in data), strict=True)
-    return np.concatenate(x), np.concatenate(y)
 
 
 def main() -> None:
@@ -58,8 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of the timing")
     parser.add_argument("--out")
     args = parser.parse_args()
-    train = images(args.data / "flowers5" / "train")
-    val = images(args.data / "flowers5" / "val")
+    train, val = (images(args.data / "flowers5" / part, SIZE) for part in ("train", "val"))
     result = {
         "case": args.case,
         "optimizer": args.optimizer,
@@ -73,7 +63,7 @@ def main() -> None:
             rows = [of_seed(seed, args, train, val, folder) for seed in seeds]
         result["suggestions"] = [row["suggestions"] for row in rows]
         result["accuracy"] = {
-            way: summary([row["accuracy"][way] for row in rows]) for way in rows[0]["accuracy"]
+            way: mean([row["accuracy"][way] for row in rows]) for way in rows[0]["accuracy"]
         }
     if args.repeats:
         result["cost"] = cost(args, train)
@@ -118,12 +108,6 @@ def of_seed(seed: int, args: argparse.Namespace, train: tuple, val: tuple, folde
         print(json.dumps({"seed": seed, "way": way, "rate": rate, "accuracy": accuracy[way]}),
               file=sys.stderr, flush=True)  # fmt: skip
     return {"suggestions": found.suggestions, "accuracy": accuracy}
-
-
-def summary(values: list[float]) -> dict:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"mean": round(statistics.mean(values), 4), "standard_error": error and round(error, 4)}
 
 
 def cost(args: argparse.Namespace, train: tuple) -> dict:

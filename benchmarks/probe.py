@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 from pathlib import Path
 
@@ -24,20 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from common import images, mean
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
 
 SIZE = 160
-
-
-def images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a folder of classes, in memory."""
-    data = keras.utils.image_dataset_from_directory(
-        folder, image_size=(SIZE, SIZE), batch_size=64, shuffle=False, verbose=False
-    )
-    x, y = zip(*((a.numpy(), b.numpy()) for a, b in data), strict=True)
-    return np.concatenate(x), np.concatenate(y)
 
 
 def chosen(y: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -57,8 +48,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", default=["trained", "probe", "solved"])
     args = parser.parse_args()
-    x, y = images(args.data / "flowers5" / "train")
-    x_val, y_val = images(args.data / "flowers5" / "val")
+    x, y = images(args.data / "flowers5" / "train", SIZE)
+    x_val, y_val = images(args.data / "flowers5" / "val", SIZE)
     path = next((args.data / "weights" / "mobilenet_v2_1.0").glob("*.h5"))
     found: dict[str, list] = {way: [] for way in args.ways}
     for seed in range(args.seeds):
@@ -87,12 +78,10 @@ def main() -> None:
             row = {"seed": seed, "way": way, "images": args.images, "accuracy": round(accuracy, 4)}
             print(json.dumps(row | {"wall": round(wall, 1), "cpu": round(cpu, 1)}), flush=True)
     for way, rows in found.items():
-        mean = [statistics.mean(v) for v in zip(*rows, strict=True)]
-        error = statistics.stdev(r[0] for r in rows) / len(rows) ** 0.5 if len(rows) > 1 else None
+        accuracy, wall, cpu = (mean(values) for values in zip(*rows, strict=True))
         print(
-            f"{way:8} accuracy {mean[0]:.3f}"
-            + (f" ± {error:.3f}" if error is not None else "")
-            + f", {mean[1]:.1f} s wall, {mean[2]:.1f} s CPU"
+            f"{way:8} accuracy {accuracy[0]:.3f} ± {accuracy[1]}, "
+            f"{wall[0]:.1f} s wall, {cpu[0]:.1f} s CPU"
         )
 
 

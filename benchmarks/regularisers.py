@@ -18,6 +18,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import few, images, mean
 
 import finetune_keras as ftk
 from finetune_keras import heads, select
@@ -26,12 +27,9 @@ WEIGHTS = "weights/resnet20_cifar10/resnet20_cifar10_notop.keras"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def normalised(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """As the network takes them."""
-    data = keras.utils.image_dataset_from_directory(
-        folder, image_size=(32, 32), shuffle=False, verbose=False
-    )
-    x, y = (np.concatenate(v) for v in zip(*((a, b) for a, b in data), strict=True))
+    x, y = images(folder, 32)
     return (x / 255.0 - MEAN) / DEVIATION, y
 
 
@@ -89,17 +87,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
-    x, y = images(args.data / "flowers5/train")
-    held = images(args.data / "flowers5/val")
+    x, y = normalised(args.data / "flowers5/train")
+    held = normalised(args.data / "flowers5/val")
     base = None
     for name in args.methods:
         scores, began = [], time.perf_counter()
         for seed in range(args.seeds):
             keras.utils.set_random_seed(seed)
-            rng = np.random.default_rng(seed)
-            rows = np.concatenate(
-                [rng.choice(np.flatnonzero(y == c), args.shots, False) for c in range(5)]
-            )
+            rows = few(y, args.shots, seed)
             made = METHODS[name](args)
             model, callbacks = made if isinstance(made, tuple) else (made, [])
             given = {"epochs": args.epochs, "batch_size": args.batch, "verbose": 0}
@@ -116,12 +111,6 @@ def main() -> None:
             line[f"{what}_difference"] = mean((scores - base)[:, i])
         seconds = (time.perf_counter() - began) / args.seeds
         print(json.dumps(line | {"seconds": round(seconds, 1)}), flush=True)
-
-
-def mean(values: np.ndarray) -> list[float]:
-    """Mean and standard error."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return [round(float(values.mean()), 4), round(float(error), 4)]
 
 
 if __name__ == "__main__":
