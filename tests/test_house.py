@@ -201,6 +201,7 @@ ORDER = [
     "recipes.progress",
     "recipes.examples",
     "recipes.plan",
+    "recipes.rate",
     "recipes.task",
     "recipes.measure",
     "recipes.named",

@@ -46,7 +46,6 @@ class Before:
 def run(
     task: Task,
     recipe: Callable[[Task], Iterable[Phase]],
-    optimizer: keras.optimizers.Optimizer,
     *,
     callbacks: list[keras.callbacks.Callback],
     verbose: int,
@@ -57,7 +56,6 @@ def run(
     Args:
         task: the model with its data and plan.
         recipe: gives the phases.
-        optimizer: each phase has a fresh copy of it.
         callbacks: of the user.
         verbose: as in ``fit``.
         folder: keeps the run, and perhaps has it already.
@@ -68,7 +66,7 @@ def run(
     Raises:
         ValueError: if the loss is no number before anything was learned.
     """
-    model = task.model
+    model, optimizer = task.model, task.optimizer
     watch = Watch(model, task.plan.monitor)
     history = keras.callbacks.History()
     history.set_model(model)
