@@ -200,6 +200,7 @@ ORDER = [
     "recipes.task",
     "recipes.measure",
     "recipes.named",
+    "recipes.refit",
     "recipes.run",
     "recipes.fine_tune",
     "recipes",

@@ -14,6 +14,7 @@ from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
 from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.refit import refit
 from finetune_keras.recipes.task import Task
 
 __all__ = ["Before", "run"]
@@ -68,6 +69,7 @@ def run(
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
+    solved: set[str] = set()
     try:
         for phase in recipe(task):
             last = phase
@@ -83,6 +85,10 @@ def run(
                 watch.values.restore()
             if watch.lost:
                 break
+            if phase.solver:
+                solved.add(phase.name)
+        if watch.best is not None and watch.best.phase in solved:
+            refit(task)
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was
