@@ -393,21 +393,6 @@ def test_a_probe_that_is_best_is_solved_again_with_what_was_held_out():
     assert "solved again with the 9 examples held out" in found["again", "notes"][0]
 
 
-def test_what_learned_after_the_probe_stays_as_it_was_found():
-    class Worse(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs):
-            logs["val_accuracy"] = logs["val_loss"] = float(epoch > 0)
-            if epoch:
-                self.weights = snapshot(self.model)
-
-    model, watch = compiled(), Worse()
-    settings = {"monitor": "val_accuracy", "epochs": 1, "callbacks": [watch], "verbose": 0}
-    history = ftk.fine_tune(model, images(40), recipe="lp_ft", **settings)
-    assert history.best.phase == "all"
-    assert not moved(watch.weights, model)
-    assert not any("again" in note for note in history.notes)
-
-
 def test_a_fifth_is_held_out_in_proportion(data):
     x, y = images(30)
     y = np.where(np.arange(30) < 20, 0, 1)
