@@ -205,6 +205,7 @@ ORDER = [
     "recipes.task",
     "recipes.measure",
     "recipes.named",
+    "recipes.refit",
     "recipes.chance",
     "recipes.folder",
     "recipes.identity",

@@ -17,6 +17,7 @@ from finetune_keras.recipes.best import Values, Watch
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.progress import Progress
+from finetune_keras.recipes.refit import refit
 from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
 
@@ -72,6 +73,7 @@ def run(
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
+    solved: set[str] = set()
     kept = None if folder is None else Survival(folder, task, watch, history, callbacks)
     progress = Progress(watch)
     if verbose and kept is not None and kept.resumed:
@@ -79,6 +81,8 @@ def run(
     try:
         for number, phase in enumerate(recipe(task)):
             last, told, over = phase, _Told(), 0
+            if phase.solver:
+                solved.add(phase.name)
             past = kept is not None and kept.past(number, phase)
             if verbose and not past:
                 print(_line(phase, model))
@@ -102,6 +106,8 @@ def run(
                 watch.values.restore()
             if watch.lost:
                 break
+        if watch.best is not None and watch.best.phase in solved:
+            refit(task)
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was
