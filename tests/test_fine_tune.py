@@ -367,6 +367,32 @@ def test_all_kinds_of_data(data, kind):
     assert history.plan.batch_size == (8 if kind == "weights" else 6)
 
 
+def test_a_probe_that_is_best_is_solved_again_with_what_was_held_out():
+    x, y = images(40)
+    found = {}
+    for name in ("probe", "again", "whole"):
+        model = compiled()
+        if name == "probe":
+            rest = recipes.examples.examples(model, (x, y), None, 0)
+            given = {"train": rest.train[:2], "validation_data": rest.validation}
+        else:
+            given = {"train": (x, y)}
+        if name == "whole":
+            ftk.freeze(model, ~select.head())
+            ftk.fit(model, x, y, batch_size=8, solver="lbfgs", verbose=0)
+        else:
+            history = ftk.fine_tune(model, **given, recipe="linear_probe", seed=0, verbose=0)
+            found[name, "notes"], found[name, "best"] = history.notes, history.best
+        found[name] = snapshot(model)
+    for path in head(found["probe"]):
+        assert not np.allclose(found["again"][path], found["probe"][path], atol=1e-4)
+        np.testing.assert_allclose(found["again"][path], found["whole"][path], atol=1e-5)
+    # The score is still that of examples that the head had not seen.
+    assert found["again", "best"] == found["probe", "best"]
+    assert found["probe", "notes"] == ()
+    assert "solved again with the 9 examples held out" in found["again", "notes"][0]
+
+
 def test_a_fifth_is_held_out_in_proportion(data):
     x, y = images(30)
     y = np.where(np.arange(30) < 20, 0, 1)

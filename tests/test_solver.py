@@ -105,6 +105,61 @@ def test_it_is_what_scikit_learn_finds_on_the_raw_features():
     np.testing.assert_allclose(ridge.bias, plain.intercept_, atol=1e-5)
 
 
+def test_small_products_run_on_one_thread_and_later_ones_on_as_many_as_before(monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_info
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    during, fit, before = [], LogisticRegression.fit, threads()
+
+    def seen(*args, **kwargs):
+        during.append(threads())
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", seen)
+    x = whitened()
+    solve(probe("classification"), x, labels(x))
+    assert during
+    assert all(found == {1} for found in during)
+    assert threads() == before
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_examples_of_many_features_are_a_small_problem(task, bias, monkeypatch):
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.normal(size=(20, 50)), np.arange(20) % 3, rng.uniform(0.5, 2, 20)
+    dense = layers.Dense(3, activation="softmax" if task == "classification" else "sigmoid",
+                         use_bias=bias)  # fmt: skip
+    loss = "sparse_categorical_crossentropy" if task == "classification" else "binary_crossentropy"
+    wide = solvable(keras.Sequential([keras.Input((50,)), dense]), loss)
+    truth, shapes, fit = np.eye(3)[y], [], LogisticRegression.fit
+
+    def seen(self, x, *args, **kwargs):
+        shapes.append(x.shape)
+        return fit(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", seen)
+    given = y if task == "classification" else truth
+    found = solve(wide, x, given, sample_weight=weight, grid=[0.1])
+    assert {shape[1] for shape in shapes if shape[0] == 20} == {20}
+    # What the optimum is, on features as the penalty takes them.
+    share = weight / weight.sum()
+    rest = x - share @ x
+    scale = np.sqrt((rest**2).sum(1) @ share / 50)
+    if not bias:
+        rest = x
+    rest = rest / scale
+    kernel = found.kernel.astype("float64")
+    z = x @ kernel + (found.bias if bias else 0)
+    error = weight[:, None] * ((softmax(z) if task == "classification" else sigmoid(z)) - truth)
+    np.testing.assert_allclose(rest.T @ error + 0.1 * kernel * scale, 0, atol=2e-4)
+
+
 @pytest.mark.parametrize("task", ["classification", "binary", "regression"])
 def test_the_scale_of_features_does_not_matter_and_constant_ones_are_no_harm(task):
     x = whitened()

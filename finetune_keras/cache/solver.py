@@ -30,6 +30,7 @@ GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 _FOLDS = 5
 _MANY = 20_000  # examples, from which one fold of the five is scored
 _LARGE = 1 << 26  # numbers in the features, above which they are not copied to float64
+_THIN = 1 << 22  # numbers in the features, below which products are too small for two threads
 _STEPS = 5000  # after which scikit-learn gives up
 _NEVER = 30.0  # in place of infinity: a logit that is as good as impossible, e**-30
 
@@ -135,9 +136,26 @@ def solve(
         >>> float(suffix.predict(np.array([[100.0]]), verbose=0)[0, 0].round(2))
         301.0
     """
+    from threadpoolctl import threadpool_limits  # scikit-learn's own
+
     x = _features(probe, x)
     target, weight = _labelled(probe, x, y, sample_weight)
     grid = _checked(grid)
+    # Thousands of products with a few columns: threads would wait for each other in each, on a
+    # busy machine for a hundred times as long as the products take.
+    with threadpool_limits(1 if x.size < _THIN else None, user_api="blas"):
+        return _solved(probe, x, target, weight, validation, grid, seed)
+
+
+def _solved(
+    probe: Probe,
+    x: np.ndarray,
+    target: np.ndarray,
+    weight: np.ndarray,
+    validation: tuple | None,
+    grid: Sequence[float],
+    seed: int,
+) -> Solution:
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) not in (2, 3):
             raise ValueError(
@@ -214,6 +232,7 @@ def _path(
     if probe.task == "regression":
         yield from (_ridge(probe, x, y, w, l2) for l2 in grid)
         return
+    x, basis = _coordinates(x)
     classes = probe.layer.units if probe.task == "classification" else 2
     # Sigmoids do not know of each other.
     columns = [(y, w)] if y.ndim == 1 else list(zip(y.T.astype("int64"), w.T, strict=True))
@@ -227,12 +246,28 @@ def _path(
                 )
                 for f in fits
             ]
+        kernel = np.concatenate([f.kernel for f in fits], axis=1)
         yield _Fit(
-            np.concatenate([f.kernel for f in fits], axis=1),
+            kernel if basis is None else basis @ kernel,
             np.concatenate([f.bias for f in fits]),
             max(f.iterations for f in fits),
             all(f.converged for f in fits),
         )
+
+
+def _coordinates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Far fewer examples than features, in an orthonormal basis of the space that they span.
+
+    The optimum lies in that space, and loss and penalty are the same there: a problem of so many
+    features as there are examples.
+
+    Returns:
+        The coordinates, and the basis; ``x`` as it is and ``None`` where little would be saved.
+    """
+    if 2 * len(x) > x.shape[1]:
+        return x, None
+    basis, coordinates = np.linalg.qr(x.T)
+    return np.ascontiguousarray(coordinates.T), basis
 
 
 class _Logistic:

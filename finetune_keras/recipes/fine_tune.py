@@ -170,10 +170,8 @@ def fine_tune(
         try:
             if plan.class_weight is not None or class_weight is False:
                 _weigh(model, plan.class_weight)
-            task = Task(model, data, plan, verbose=verbose)
-            history = run(
-                task, function, optimizer, callbacks=given, verbose=verbose, folder=folder
-            )
+            task = Task(model, data, plan, optimizer, verbose=verbose)
+            history = run(task, function, callbacks=given, verbose=verbose, folder=folder)
             history.plan, history.test = plan, None
             if test_data is not None:
                 history.test = _evaluated(model, test_data, plan.batch_size)

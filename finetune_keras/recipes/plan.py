@@ -44,6 +44,7 @@ class Plan:
         head_rate: of a head that is trained alone.
         layer_decay: share of the rate that each block has of the next one's.
         patience: epochs without a better validation score that end a phase.
+        ranged: whether a phase with steps enough asks a range test for its rate.
         warm: whether rates rise and fall in a phase; otherwise they are constant.
         monitor: what validation compares, ``"auto"`` for the accuracy or else the loss.
         class_weight: a weight for each class; ``None`` for none, or for those that the loss has.
@@ -61,6 +62,7 @@ class Plan:
     head_rate: Any
     layer_decay: float | None
     patience: int
+    ranged: bool
     warm: bool
     monitor: str
     class_weight: tuple[float, ...] | None
@@ -177,7 +179,8 @@ def make(
         decay, why = _decay(model, optimizer)
         reasons["layer_decay"] = why
         share = "a tenth" if decay is not None else "a hundredth"
-        why = f"{share} of Keras' default for {kind}, as pretrained layers forget at more"
+        why = f"{share} of Keras' default for {kind}, as pretrained layers forget at more, or what "
+        why += "a range test finds where there are steps enough for one"
         usual = head * (0.1 if decay is not None else 0.01)
         rate = choose("learning_rate", given, usual, why)
     if patience is not None:
@@ -203,6 +206,7 @@ def make(
         head_rate=head_rate,
         layer_decay=decay,
         patience=patience,
+        ranged=learning_rate is None,
         warm=setter is None,
         monitor=monitor,
         class_weight=weights,

@@ -17,6 +17,7 @@ from finetune_keras.recipes.best import Values, Watch
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.progress import Progress
+from finetune_keras.recipes.refit import refit
 from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
 
@@ -46,7 +47,6 @@ class Before:
 def run(
     task: Task,
     recipe: Callable[[Task], Iterable[Phase]],
-    optimizer: keras.optimizers.Optimizer,
     *,
     callbacks: list[keras.callbacks.Callback],
     verbose: int,
@@ -57,7 +57,6 @@ def run(
     Args:
         task: the model with its data and plan.
         recipe: gives the phases.
-        optimizer: each phase has a fresh copy of it.
         callbacks: of the user.
         verbose: as in ``fit``.
         folder: keeps the run, and perhaps has it already.
@@ -68,12 +67,13 @@ def run(
     Raises:
         ValueError: if the loss is no number before anything was learned.
     """
-    model = task.model
+    model, optimizer = task.model, task.optimizer
     watch = Watch(model, task.plan.monitor)
     history = keras.callbacks.History()
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
+    solved: set[str] = set()
     kept = None if folder is None else Survival(folder, task, watch, history, callbacks)
     progress = Progress(watch)
     if verbose and kept is not None and kept.resumed:
@@ -81,6 +81,8 @@ def run(
     try:
         for number, phase in enumerate(recipe(task)):
             last, told, over = phase, _Told(), 0
+            if phase.solver:
+                solved.add(phase.name)
             past = kept is not None and kept.past(number, phase)
             if verbose and not past:
                 print(_line(phase, model))
@@ -104,6 +106,8 @@ def run(
                 watch.values.restore()
             if watch.lost:
                 break
+        if watch.best is not None and watch.best.phase in solved:
+            refit(task)
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from finetune_keras.blocks import Block, blocks_of
 from finetune_keras.cache.fit import obstacle
 from finetune_keras.cache.probe import Probe, solvable
 from finetune_keras.cache.split import Division, divide
+from finetune_keras.recipes import rate
 from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.plan import Plan
@@ -32,12 +35,21 @@ class Task:
         model: the model, with the best weights so far whenever the recipe is asked for a phase.
         data: what it learns from.
         plan: the numbers.
+        optimizer: each phase has a fresh copy of it.
         notes: what `say` was told.
         measures: what `measured` found, by name.
     """
 
-    def __init__(self, model: keras.Model, data: Examples, plan: Plan, *, verbose: int = 0):
-        self.model, self.data, self.plan = model, data, plan
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Examples,
+        plan: Plan,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        verbose: int = 0,
+    ):
+        self.model, self.data, self.plan, self.optimizer = model, data, plan, optimizer
         self.notes: list[str] = []
         self.measures: dict[str, Any] = {}
         self._verbose = verbose
@@ -101,15 +113,39 @@ class Task:
         own = {"norms": True, "name": "probe", "learn": select.head()}
         if self.plan.solve and self.solvable() is not None:
             return Phase(epochs=1, solver="lbfgs", **own)
-        rate, patience = self.plan.head_rate, self.plan.patience
-        return Phase(epochs=self.plan.epochs, learning_rate=rate, patience=patience, **own)
+        own |= {"epochs": self.plan.epochs, "patience": self.plan.patience}
+        return self._rated(Phase(learning_rate=self.plan.head_rate, **own))
 
     def phase(self, name: str, learn: select.Selector, **changes: Any) -> Phase:
-        """A phase with the planned numbers, but for ``changes``."""
+        """A phase with the planned numbers, but for ``changes``; its rate is from a range test
+        if it is in neither, and there are steps enough.
+        """
         planned = {
             "epochs": self.plan.epochs,
             "learning_rate": self.plan.learning_rate,
             "layer_decay": self.plan.layer_decay,
             "patience": self.plan.patience,
         }
-        return Phase(name, learn, **{**planned, **changes})
+        phase = Phase(name, learn, **{**planned, **changes})
+        return phase if "learning_rate" in changes else self._rated(phase)
+
+    def _rated(self, phase: Phase) -> Phase:
+        if not self.plan.ranged:
+            return phase
+        found = self.measured(f"rate of {phase.name}", functools.partial(_rate, phase=phase))
+        return dataclasses.replace(phase, learning_rate=found)
+
+
+def _rate(task: Task, phase: Phase) -> float:
+    return rate.find(
+        task.model,
+        task.data,
+        phase.learn,
+        task.optimizer,
+        phase.learning_rate,
+        phase.epochs * task.plan.steps,
+        norms=phase.norms,
+        layer_decay=phase.layer_decay,
+        batch_size=task.plan.batch_size,
+        say=task.say,
+    )
