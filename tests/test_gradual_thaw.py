@@ -346,7 +346,7 @@ def classifier_of_texts():
 
 def test_a_transformer_has_no_stages():
     task, x, y = classifier_of_texts()
-    with pytest.raises(ValueError, match="all blocks of 'bert_text_classifier' .*by='block'"):
+    with pytest.raises(ValueError, match="all blocks of 'bert_text_classifier.*by='block'"):
         task.fit(x, y, verbose=0, callbacks=[GradualThaw("stage")])
 
 
