@@ -195,7 +195,7 @@ def test_an_interruption_leaves_the_best_so_far(data, capsys):
         recipe="lp_ft",
         epochs=9,
         callbacks=[Interrupt(2)],
-        verbose=0,
+        verbose=1,
     )
     assert history.interrupted
     assert "interrupted in phase 'all'" in capsys.readouterr().out

@@ -380,3 +380,25 @@ def test_a_stream_goes_on_and_says_that_it_is_another_order(tmp_path):
     with pytest.warns(RuntimeWarning, match="not to the bit"):
         history = run(tmp_path, "full", data=streams())[1]
     assert len(history.epoch) == len(run(None, "full", data=streams())[1].epoch)
+
+
+class Interrupts(Kill):
+    def __init__(self, epoch):
+        super().__init__(epoch, "end")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_a_cell_that_is_run_again_goes_on_with_its_model(tmp_path):
+    whole = run(tmp_path / "whole", "lp_ft")
+    model = network()
+    with pytest.raises(Killed):
+        run(tmp_path / "cell", "lp_ft", model=model, kill=Kill(2, "end"))
+    broken = run(tmp_path / "cell", "lp_ft", model=model, kill=Interrupts(6))
+    assert broken[1].interrupted
+    assert same(run(tmp_path / "cell", "lp_ft", model=model), whole)
+    assert same(run(tmp_path / "cell", "lp_ft", model=model), whole)
+    with pytest.raises(ftk.CacheError, match="other pretrained weights"):
+        run(tmp_path / "whole", "lp_ft", model=model)

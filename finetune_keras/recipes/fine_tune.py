@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +19,7 @@ from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes import named
 from finetune_keras.recipes.examples import examples
 from finetune_keras.recipes.folder import Folder
-from finetune_keras.recipes.identity import identity
+from finetune_keras.recipes.identity import CHANGED, identity
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.plan import make
 from finetune_keras.recipes.run import Before, run
@@ -24,6 +27,17 @@ from finetune_keras.recipes.task import Task
 
 __all__ = ["fine_tune"]
 
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """The folder of a model's last run, and the optimizer that the model had before it."""
+
+    path: Path
+    optimizer: keras.optimizers.Optimizer
+
+
+# For a cell that is run again, with the model that its run has left.
+_BEGUN: weakref.WeakKeyDictionary[keras.Model, _Begun] = weakref.WeakKeyDictionary()
 _RECIPES = {name: getattr(named, name) for name in named.__all__}
 
 
@@ -144,9 +158,13 @@ def fine_tune(
     folder = None if directory is None else Folder(directory)
     with contextlib.nullcontext() if folder is None else folder.locked():
         data = examples(model, train, validation_data, seed)
+        begun = None if folder is None else _BEGUN.get(model)
+        begun = begun if begun and begun.path == folder.path.resolve() and folder.run else None
         optimizer = optimizers.make(
             model.optimizer, learning_rate=optimizers.default_rate(model.optimizer)
         )
+        if begun:
+            optimizer = begun.optimizer
         plan = make(
             model,
             data,
@@ -163,7 +181,11 @@ def fine_tune(
         )
         if folder is not None:
             plan = plan.of_size(folder.run.get("batch size", plan.batch_size), data)
-            folder.begin(identity(model, data, arguments) | {"batch size": plan.batch_size})
+            known = identity(model, data, arguments) | {"batch size": plan.batch_size}
+            if begun:  # the run itself has changed these
+                known |= {name: folder.run.get(name) for name in CHANGED}
+            folder.begin(known)
+            _BEGUN[model] = _Begun(folder.path.resolve(), optimizer)
         if verbose:
             print(plan)
         before = Before(model)

@@ -18,7 +18,9 @@ from finetune_keras.cache.fingerprint import fingerprint
 from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.folder import HASHED
 
-__all__ = ["exact", "identity"]
+__all__ = ["CHANGED", "exact", "identity"]
+
+CHANGED = ("loss, metrics and optimizer", "pretrained weights")  # by the run itself
 
 _NAMES = ("name", "shared_object_id", "build_config")
 

@@ -112,7 +112,8 @@ def run(
         if watch.best is None:
             raise  # there is nothing better than what there was
         history.interrupted = True
-        _say_interrupted(last, watch, folder)
+        if verbose:
+            _say_interrupted(last, watch, folder)
     if last is None:
         raise ValueError(f"the recipe {task.plan.recipe!r} gave no phase")
     if watch.best is None:
@@ -209,7 +210,7 @@ def _line(phase: Phase, model: keras.Model) -> str:
 def _say_interrupted(phase: Phase, watch: Watch, folder: Folder | None) -> None:
     print(f"interrupted in phase {phase.name!r}: the model has its best weights, {watch.best}")
     if folder is not None:
-        print(f"{folder.path} has the run, and the same call goes on from there")
+        print(f"the run is kept in {folder.path}: the same call goes on from there")
 
 
 def _warn_lost(phase: Phase, watch: Watch) -> None:
