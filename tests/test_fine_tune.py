@@ -619,7 +619,7 @@ def task_of(model, data):
         timed=False,
         **dict.fromkeys(names),
     )
-    return recipes.Task(model, found, made)
+    return recipes.Task(model, found, made, keras.optimizers.SGD())
 
 
 def test_a_stage_that_forgets_has_the_loss_of_chance(data):
