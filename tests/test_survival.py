@@ -61,13 +61,12 @@ def run(directory, recipe, *, kill=None, seed=7, model=None, data=None, **option
     """One process: its random states, its model, its data are its own."""
     model = model or network()
     train, held = data or (images(20, 8), images(12, 8))
-    if directory is not None and os.path.exists(
-        directory / "start.npz"
-    ):  # a head is drawn anew each time
+    start = directory if isinstance(directory, str | os.PathLike) else "none"
+    if os.path.exists(os.path.join(start, "start.npz")):  # a head is drawn anew each time
         head = model.get_layer("classes").kernel
         head.assign(np.random.default_rng().normal(size=head.shape))
         np.random.seed()
-    callbacks = [kill] if kill else []
+    callbacks = kill if isinstance(kill, list) else [kill] if kill else []
     given = {"epochs": 4, "patience": 9, "verbose": 0, "seed": seed, **options}
     history = ftk.fine_tune(
         model,
@@ -175,6 +174,111 @@ def test_counters_of_callbacks_go_on_and_ctrl_c_is_a_break_as_well(tmp_path, cap
     assert same(again, whole)
     rates = whole[1].history["learning_rate"]
     assert len(set(rates[-6:])) > 1  # or else counters would not matter
+
+
+def test_callbacks_of_keras_decide_the_same(tmp_path):
+    """Before the end of the first phase, at it, and in the second; their best is of the first."""
+
+    def stops(*kill):
+        # ``min_delta``, whose sign Keras turns once, is no counter.
+        return [keras.callbacks.EarlyStopping("val_loss", patience=2, min_delta=10.0), *kill]
+
+    whole = run(tmp_path / "whole", "full", kill=stops())
+    assert whole[1].history["phase"] == ["probe"] * 3 + ["all"] * 2  # stopped, of 4 each
+    for epoch in (2, 3, 4):
+        with pytest.raises(Killed):
+            run(tmp_path / f"at{epoch}", "full", kill=stops(Kill(epoch, "end")))
+        assert same(run(tmp_path / f"at{epoch}", "full", kill=stops()), whole), epoch
+
+
+class Counts(keras.callbacks.Callback):
+    """Counts over all phases."""
+
+    epochs = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+
+
+class First(keras.callbacks.Callback):
+    """Notes the first epoch that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch = epoch if self.epoch is None else self.epoch
+
+
+def test_counters_of_one_callback_are_not_those_of_another(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, "linear_probe", kill=[Counts(), First(), Kill(2, "end")])
+    counts, first = Counts(), First()
+    whole = run(tmp_path, "linear_probe", kill=[first, counts])
+    assert (counts.epochs, first.epoch) == (len(whole[1].epoch), 0)
+
+
+def test_files_of_callbacks_may_lie_in_the_folder(tmp_path):
+    def log():
+        return keras.callbacks.CSVLogger(tmp_path / "log.csv", append=True)
+
+    with pytest.raises(Killed):
+        run(tmp_path, "linear_probe", kill=[log(), Kill(2, "end")])
+    (tmp_path / "mine.partial").write_text("mine")
+    run(tmp_path, "linear_probe", kill=log())
+    assert (tmp_path / "mine.partial").exists()
+    assert len((tmp_path / "log.csv").read_text().splitlines()) > 4
+
+
+def test_weights_of_classes_by_numbers_of_numpy_are_part_of_a_run(tmp_path):
+    weights = dict(zip(np.arange(3), [1.0, 2.0, 3.0], strict=True))
+    whole = run(tmp_path, "linear_probe", class_weight=weights)
+    assert same(run(tmp_path, "linear_probe", class_weight=weights), whole)
+    with pytest.raises(ftk.CacheError, match="other class_weight"):
+        run(tmp_path, "linear_probe", class_weight={0: 1.0, 1: 2.0, 2: 4.0})
+
+
+def test_a_model_that_is_trained_already_is_to_be_made_anew(tmp_path):
+    model = network()
+    run(tmp_path, "full", model=model)
+    with pytest.raises(ftk.CacheError, match="has to be made anew, as the first call"):
+        run(tmp_path, "full", model=model)
+
+
+def test_a_relative_directory_stays_where_it_is(tmp_path, monkeypatch):
+    class Moves(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run("run", "linear_probe", kill=Moves())
+    assert (tmp_path / "run" / "state.npz").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_directory_that_cannot_be_used_is_told_in_one_line(tmp_path, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    for name in ("iterdir", "mkdir"):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(tmp_path), name, denied)
+            with pytest.raises(ftk.CacheError, match=r"\(Permission denied\): give another"):
+                run(tmp_path / "run", "linear_probe")
+    monkeypatch.setattr("finetune_keras.cache.manifest.open", denied, raising=False)
+    with pytest.raises(ftk.CacheError, match=r"\(Permission denied\): give another"):
+        run(tmp_path / "run", "linear_probe")
+    with pytest.raises(TypeError, match="directory= takes a path; given 5"):
+        run(5, "linear_probe")
+
+
+def test_backup_and_restore_beside_it_is_refused(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(ValueError, match=r"BackupAndRestore would: leave it out"):
+        run(tmp_path / "run", "linear_probe", kill=backup)
 
 
 def test_a_run_that_is_over_is_given_again(tmp_path):

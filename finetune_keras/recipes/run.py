@@ -205,7 +205,10 @@ def _line(phase: Phase, model: keras.Model) -> str:
 def _say_interrupted(phase: Phase, watch: Watch, folder: Folder | None) -> None:
     print(f"interrupted in phase {phase.name!r}: the model has its best weights, {watch.best}")
     if folder is not None:
-        print(f"{folder.path} has the run, and the same call goes on from there")
+        print(
+            f"{folder.path} has the run, and the same call goes on from there, with the model made "
+            "anew"
+        )
 
 
 def _warn_lost(phase: Phase, watch: Watch) -> None:
