@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import random
+import sys
 
 import keras
 import numpy as np
@@ -11,7 +13,10 @@ from conftest import images
 
 import finetune_keras as ftk
 from finetune_keras import select
+from finetune_keras.data.order import Order
+from finetune_keras.recipes import chance
 from finetune_keras.recipes import folder as folders
+from finetune_keras.recipes.examples import Examples
 
 layers = keras.layers
 
@@ -177,18 +182,15 @@ def test_counters_of_callbacks_go_on_and_ctrl_c_is_a_break_as_well(tmp_path, cap
 
 
 def test_callbacks_of_keras_decide_the_same(tmp_path):
-    """Before the end of the first phase, at it, and in the second; their best is of the first."""
-
     def stops(*kill):
         # ``min_delta``, whose sign Keras turns once, is no counter.
         return [keras.callbacks.EarlyStopping("val_loss", patience=2, min_delta=10.0), *kill]
 
-    whole = run(tmp_path / "whole", "full", kill=stops())
-    assert whole[1].history["phase"] == ["probe"] * 3 + ["all"] * 2  # stopped, of 4 each
-    for epoch in (2, 3, 4):
-        with pytest.raises(Killed):
-            run(tmp_path / f"at{epoch}", "full", kill=stops(Kill(epoch, "end")))
-        assert same(run(tmp_path / f"at{epoch}", "full", kill=stops()), whole), epoch
+    whole = run(tmp_path / "whole", "linear_probe", kill=stops())
+    assert len(whole[1].epoch) == 3  # stopped, of 4
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "linear_probe", kill=stops(Kill(1, "end")))
+    assert same(run(tmp_path / "broken", "linear_probe", kill=stops()), whole)
 
 
 class Counts(keras.callbacks.Callback):
@@ -484,3 +486,80 @@ def test_a_stream_goes_on_and_says_that_it_is_another_order(tmp_path):
     with pytest.warns(RuntimeWarning, match="not to the bit"):
         history = run(tmp_path, "full", data=streams())[1]
     assert len(history.epoch) == len(run(None, "full", data=streams())[1].epoch)
+
+
+def test_the_end_of_patience_goes_on(tmp_path):
+    """At such a rate nothing gets better after the first epoch."""
+    options = {"learning_rate": 1e-30, "patience": 2, "epochs": 6}
+    whole = run(tmp_path / "whole", "linear_probe", **options)
+    assert len(whole[1].epoch) == 3
+    assert whole[1].best.epoch == 0
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "linear_probe", kill=Kill(2, "end"), **options)
+    for _ in range(2):  # the rest, and what is over
+        assert same(run(tmp_path / "broken", "linear_probe", **options), whole)
+
+
+def test_data_sets_of_files_go_on_in_their_order(tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng([ord(name), i]).integers(0, 255, (8, 8, 3), "uint8")
+            Image.fromarray(pixels).save(tmp_path / "files" / name / f"{i}.png")
+
+    def data():
+        ds = ftk.data.images(tmp_path / "files", size=(8, 8), batch_size=4, seed=3)
+        return ds.split(0.3, seed=3)
+
+    whole = run(tmp_path / "whole", "full", data=data(), epochs=2)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "full", data=data(), epochs=2, kill=Kill(3, "end"))
+    assert same(run(tmp_path / "broken", "full", data=data(), epochs=2), whole)
+
+
+def test_every_random_state_is_put_back():
+    model = network()
+
+    class Data:
+        order = Order(np.arange(5))
+
+    data = Examples((Data(), None, None), None, 5, 1, None, None, "")
+    torch = sys.modules.get("torch")
+
+    def draw():
+        Data.order.epoch += 1
+        model(np.ones((2, 8, 8, 3), "float32"), training=True)
+        seeds = [np.array(v) for v in model.variables if "seed" in v.path]
+        assert len(seeds) == 2  # of dropout and augmentation
+        drawn = [random.gauss(0, 1), np.random.normal(), Data.order.epoch, *seeds]
+        drawn += [keras.ops.convert_to_numpy(keras.random.normal((2,)))]
+        return drawn + ([np.array(torch.rand(2))] if torch else [])
+
+    draw()  # from now on half of a pair of normal numbers is kept for the next draw
+    state = chance.take(model, data)
+    first, second = draw(), draw()
+    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    chance.put(state, model, data)
+    again = draw()
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_file_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def renamed(source, target):
+        with np.load(source) as file:
+            assert file["a"].shape == (3,)
+        done.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("flushed") or sync(file))
+    monkeypatch.setattr(os, "replace", renamed)
+    folder = folders.Folder(tmp_path)
+    folder.write_start({"a": np.ones(3)}, {})
+    folder.write_state({"a": np.ones(3)}, {"b": 1})
+    assert done == ["flushed", "start.npz", "flushed", "state.npz"]
+    assert folder.state()[1] == {"b": 1}
