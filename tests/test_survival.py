@@ -534,14 +534,15 @@ def test_every_random_state_is_put_back():
         states = [v for v in model.variables if "seed" in v.path]
         seeds = [np.array(keras.ops.convert_to_numpy(v)) for v in states]  # PyTorch's is a view
         assert len(seeds) == 2  # of dropout and augmentation
-        drawn = [random.gauss(0, 1), np.random.normal(), Data.order.epoch, *seeds]
-        drawn += [keras.ops.convert_to_numpy(keras.random.normal((2,)))]
-        return drawn + ([np.array(torch.rand(2))] if torch else [])
+        drawn = [random.gauss(0, 1), np.random.normal(), Data.order.epoch]
+        drawn += [np.array(keras.ops.convert_to_numpy(keras.random.normal((2,))))]
+        return drawn + ([np.array(torch.rand(2))] if torch else []) + seeds
 
     draw()  # from now on half of a pair of normal numbers is kept for the next draw
     state = chance.take(model, data)
     first, second = draw(), draw()
-    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    # But for the seeds: dropout draws from PyTorch's own state there.
+    assert not any(np.array_equal(a, b) for a, b in zip(first[:-2], second[:-2], strict=True))
     chance.put(state, model, data)
     again = draw()
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
