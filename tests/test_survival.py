@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import random
+import sys
 
 import keras
 import numpy as np
@@ -11,7 +13,10 @@ from conftest import images
 
 import finetune_keras as ftk
 from finetune_keras import select
+from finetune_keras.data.order import Order
+from finetune_keras.recipes import chance
 from finetune_keras.recipes import folder as folders
+from finetune_keras.recipes.examples import Examples
 
 layers = keras.layers
 
@@ -61,13 +66,12 @@ def run(directory, recipe, *, kill=None, seed=7, model=None, data=None, **option
     """One process: its random states, its model, its data are its own."""
     model = model or network()
     train, held = data or (images(20, 8), images(12, 8))
-    if directory is not None and os.path.exists(
-        directory / "start.npz"
-    ):  # a head is drawn anew each time
+    start = directory if isinstance(directory, str | os.PathLike) else "none"
+    if os.path.exists(os.path.join(start, "start.npz")):  # a head is drawn anew each time
         head = model.get_layer("classes").kernel
         head.assign(np.random.default_rng().normal(size=head.shape))
         np.random.seed()
-    callbacks = [kill] if kill else []
+    callbacks = kill if isinstance(kill, list) else [kill] if kill else []
     given = {"epochs": 4, "patience": 9, "verbose": 0, "seed": seed, **options}
     history = ftk.fine_tune(
         model,
@@ -175,6 +179,109 @@ def test_counters_of_callbacks_go_on_and_ctrl_c_is_a_break_as_well(tmp_path, cap
     assert same(again, whole)
     rates = whole[1].history["learning_rate"]
     assert len(set(rates[-6:])) > 1  # or else counters would not matter
+
+
+def test_callbacks_of_keras_decide_the_same(tmp_path):
+    def stops(*kill):
+        # ``min_delta``, whose sign Keras turns once, is no counter.
+        return [keras.callbacks.EarlyStopping("val_loss", patience=2, min_delta=10.0), *kill]
+
+    whole = run(tmp_path / "whole", "linear_probe", kill=stops())
+    assert len(whole[1].epoch) == 3  # stopped, of 4
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "linear_probe", kill=stops(Kill(1, "end")))
+    assert same(run(tmp_path / "broken", "linear_probe", kill=stops()), whole)
+
+
+class Counts(keras.callbacks.Callback):
+    """Counts over all phases."""
+
+    epochs = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+
+
+class First(keras.callbacks.Callback):
+    """Notes the first epoch that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epoch = epoch if self.epoch is None else self.epoch
+
+
+def test_counters_of_one_callback_are_not_those_of_another(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, "linear_probe", kill=[Counts(), First(), Kill(2, "end")])
+    counts, first = Counts(), First()
+    whole = run(tmp_path, "linear_probe", kill=[first, counts])
+    assert (counts.epochs, first.epoch) == (len(whole[1].epoch), 0)
+
+
+def test_files_of_callbacks_may_lie_in_the_folder(tmp_path):
+    def log():
+        return keras.callbacks.CSVLogger(tmp_path / "log.csv", append=True)
+
+    with pytest.raises(Killed):
+        run(tmp_path, "linear_probe", kill=[log(), Kill(2, "end")])
+    (tmp_path / "mine.partial").write_text("mine")
+    run(tmp_path, "linear_probe", kill=log())
+    assert (tmp_path / "mine.partial").exists()
+    assert len((tmp_path / "log.csv").read_text().splitlines()) > 4
+
+
+def test_weights_of_classes_by_numbers_of_numpy_are_part_of_a_run(tmp_path):
+    weights = dict(zip(np.arange(3), [1.0, 2.0, 3.0], strict=True))
+    whole = run(tmp_path, "linear_probe", class_weight=weights)
+    assert same(run(tmp_path, "linear_probe", class_weight=weights), whole)
+    with pytest.raises(ftk.CacheError, match="other class_weight"):
+        run(tmp_path, "linear_probe", class_weight={0: 1.0, 1: 2.0, 2: 4.0})
+
+
+def test_a_model_that_is_trained_already_is_to_be_made_anew(tmp_path):
+    run(tmp_path, "full")
+    model = network()
+    model.fit(*images(12, 8), verbose=0)
+    with pytest.raises(ftk.CacheError, match="has to be made anew, as the first call"):
+        run(tmp_path, "full", model=model)
+
+
+def test_a_relative_directory_stays_where_it_is(tmp_path, monkeypatch):
+    class Moves(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run("run", "linear_probe", kill=Moves())
+    assert (tmp_path / "run" / "state.npz").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_directory_that_cannot_be_used_is_told_in_one_line(tmp_path, monkeypatch):
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    for name in ("iterdir", "mkdir"):
+        with monkeypatch.context() as patched:
+            patched.setattr(type(tmp_path), name, denied)
+            with pytest.raises(ftk.CacheError, match=r"\(Permission denied\): give another"):
+                run(tmp_path / "run", "linear_probe")
+    monkeypatch.setattr("finetune_keras.cache.manifest.open", denied, raising=False)
+    with pytest.raises(ftk.CacheError, match=r"\(Permission denied\): give another"):
+        run(tmp_path / "run", "linear_probe")
+    with pytest.raises(TypeError, match="directory= takes a path; given 5"):
+        run(5, "linear_probe")
+
+
+def test_backup_and_restore_beside_it_is_refused(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(ValueError, match=r"BackupAndRestore would: leave it out"):
+        run(tmp_path / "run", "linear_probe", kill=backup)
 
 
 def test_a_run_that_is_over_is_given_again(tmp_path):
@@ -402,3 +509,82 @@ def test_a_cell_that_is_run_again_goes_on_with_its_model(tmp_path):
     assert same(run(tmp_path / "cell", "lp_ft", model=model), whole)
     with pytest.raises(ftk.CacheError, match="other pretrained weights"):
         run(tmp_path / "whole", "lp_ft", model=model)
+
+
+def test_the_end_of_patience_goes_on(tmp_path):
+    """At such a rate nothing gets better after the first epoch."""
+    options = {"learning_rate": 1e-30, "patience": 2, "epochs": 6}
+    whole = run(tmp_path / "whole", "linear_probe", **options)
+    assert len(whole[1].epoch) == 3
+    assert whole[1].best.epoch == 0
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "linear_probe", kill=Kill(2, "end"), **options)
+    for _ in range(2):  # the rest, and what is over
+        assert same(run(tmp_path / "broken", "linear_probe", **options), whole)
+
+
+def test_data_sets_of_files_go_on_in_their_order(tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        (tmp_path / "files" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng([ord(name), i]).integers(0, 255, (8, 8, 3), "uint8")
+            Image.fromarray(pixels).save(tmp_path / "files" / name / f"{i}.png")
+
+    def data():
+        ds = ftk.data.images(tmp_path / "files", size=(8, 8), batch_size=4, seed=3)
+        return ds.split(0.3, seed=3)
+
+    whole = run(tmp_path / "whole", "full", data=data(), epochs=2)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "full", data=data(), epochs=2, kill=Kill(3, "end"))
+    assert same(run(tmp_path / "broken", "full", data=data(), epochs=2), whole)
+
+
+def test_every_random_state_is_put_back():
+    model = network()
+
+    class Data:
+        order = Order(np.arange(5))
+
+    data = Examples((Data(), None, None), None, 5, 1, None, None, "")
+    torch = sys.modules.get("torch")
+
+    def draw():
+        Data.order.epoch += 1
+        model(np.ones((2, 8, 8, 3), "float32"), training=True)
+        states = [v for v in model.variables if "seed" in v.path]
+        seeds = [np.array(keras.ops.convert_to_numpy(v)) for v in states]  # PyTorch's is a view
+        assert len(seeds) == 2  # of dropout and augmentation
+        drawn = [random.gauss(0, 1), np.random.normal(), Data.order.epoch]
+        drawn += [np.array(keras.ops.convert_to_numpy(keras.random.normal((2,))))]
+        return drawn + ([np.array(torch.rand(2))] if torch else []) + seeds
+
+    draw()  # from now on half of a pair of normal numbers is kept for the next draw
+    state = chance.take(model, data)
+    first, second = draw(), draw()
+    # But for the seeds: dropout draws from PyTorch's own state there.
+    assert not any(np.array_equal(a, b) for a, b in zip(first[:-2], second[:-2], strict=True))
+    chance.put(state, model, data)
+    again = draw()
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_file_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def renamed(source, target):
+        with np.load(source) as file:
+            assert file["a"].shape == (3,)
+        done.append(target.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda file: done.append("flushed") or sync(file))
+    monkeypatch.setattr(os, "replace", renamed)
+    folder = folders.Folder(tmp_path)
+    folder.write_start({"a": np.ones(3)}, {})
+    folder.write_state({"a": np.ones(3)}, {"b": 1})
+    assert done == ["flushed", "start.npz", "flushed", "state.npz"]
+    assert folder.state()[1] == {"b": 1}

@@ -156,6 +156,8 @@ def fine_tune(
         "seed": seed,
     }
     folder = None if directory is None else Folder(directory)
+    if folder is not None and any(isinstance(c, keras.callbacks.BackupAndRestore) for c in given):
+        raise ValueError("directory= keeps the run, as BackupAndRestore would: leave it out")
     with contextlib.nullcontext() if folder is None else folder.locked():
         data = examples(model, train, validation_data, seed)
         begun = None if folder is None else _BEGUN.get(model)

@@ -49,13 +49,18 @@ class Folder:
     """
 
     def __init__(self, directory: str | os.PathLike):
-        self.path = Path(directory).expanduser()
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"directory= takes a path; given {directory!r}")
+        self.path = Path(directory).expanduser().absolute()  # a callback may change the current one
         self.run: dict[str, Any] = {}
         self._full = False
         if self.path.exists() and not self.path.is_dir():
             raise CacheError(f"directory={str(self.path)!r} is a file: give a directory")
         own = {_RUN, _START, _STATE, "lock"}
-        names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        with self._told():
+            names = [p.name for p in self.path.iterdir()] if self.path.is_dir() else []
+        if _RUN in names:
+            return  # what callbacks write may lie beside it
         if other := sorted(n for n in names if n.removesuffix(_PARTIAL) not in own):
             raise CacheError(
                 f"{self.path} has {other[0]!r}, which is of no run of fine_tune: give another "
@@ -72,10 +77,10 @@ class Folder:
             if reasons := _differs(self.run, run):
                 raise CacheError(
                     f"the run in {self.path} is another: {'; '.join(reasons)}. Give another "
-                    "directory, or delete this one"
+                    "directory, or delete this one; a model that was trained meanwhile has to be "
+                    "made anew, as the first call got it"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, **run}, indent=1)
         with self._told(), self._replacing(_RUN) as file:
             file.write(text.encode())
@@ -84,11 +89,12 @@ class Folder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from the same run meanwhile, and reads what is there."""
-        with self._told():
-            self.path.mkdir(parents=True, exist_ok=True)
-        with manifest.lock(self.path, "a run"):
-            for left in self.path.glob(f"*{_PARTIAL}"):
-                left.unlink()
+        with contextlib.ExitStack() as held:
+            with self._told():
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(manifest.lock(self.path, "a run"))
+                for name in (_RUN, _START, _STATE):
+                    (self.path / f"{name}{_PARTIAL}").unlink(missing_ok=True)
             if (self.path / _RUN).exists():
                 self.run = self._read_run()
             yield

@@ -112,6 +112,8 @@ def _argument(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, dict):
+        return _hash({str(k): v for k, v in value.items()})  # NumPy's numbers are no keys of JSON
     if callable(value) and not isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return _hash(value)

@@ -30,6 +30,8 @@ from finetune_keras.recipes.task import Task
 __all__ = ["Survival"]
 
 _PLAIN = (bool, int, float, str, type(None))
+# No counter, though it changes: Keras turns its sign, once in a process.
+_SIGNED = "min_delta"
 
 
 class Survival(keras.callbacks.Callback):
@@ -58,6 +60,7 @@ class Survival(keras.callbacks.Callback):
         self.resumed = ""
         self._folder, self._task, self._watch, self._told = folder, task, watch, told
         self._given = given
+        self._changed: list[set[str]] = [set() for _ in given]
         self._number, self._phases = -1, []
         self._stored: dict[str, Any] | None = None
         self._arrays: dict[str, np.ndarray] = {}
@@ -130,6 +133,7 @@ class Survival(keras.callbacks.Callback):
         """Puts the end of a phase that is over: its History, the random states and best weights."""
         if number == self._number:
             self._recall(told)
+            self._count_on()
             self._watch.lost = self._stored["lost"]
             chance.put(_part("chance", self._arrays), self._task.model, self._task.data)
             self._watch.values.restore()
@@ -161,8 +165,7 @@ class Survival(keras.callbacks.Callback):
             variable.assign(array)
         self._recall(self._now)
         watch.own, watch.since = Score(*state["own"]) if state["own"] else None, state["since"]
-        for callback, counted in zip(self._given, state["callbacks"], strict=False):
-            vars(callback).update(counted)
+        self._count_on()
         chance.put(_part("chance", self._arrays), model, self._task.data)
         self._going_on, self._stored, self._arrays = False, None, {}
 
@@ -195,10 +198,7 @@ class Survival(keras.callbacks.Callback):
                 "own": dataclasses.astuple(watch.own) if watch.own else None,
                 "since": watch.since,
                 "measures": self._task.measures,
-                "callbacks": [
-                    {k: v for k, v in _numbers(c).items() if k not in begun or v != begun[k]}
-                    for c, begun in zip(self._given, self._counters, strict=True)
-                ],
+                "callbacks": self._counted(),
             },
         )
 
@@ -207,6 +207,27 @@ class Survival(keras.callbacks.Callback):
         if not model.optimizer.built:
             with scope(model):
                 model.optimizer.build(model.trainable_variables)
+
+    def _counted(self) -> list[tuple[str, dict[str, Any]]]:
+        """The counters of the callbacks: what has changed in the epochs of any phase."""
+        found = []
+        for c, begun, changed in zip(self._given, self._counters, self._changed, strict=True):
+            now = _numbers(c)
+            changed |= {k for k, v in now.items() if k not in begun or v != begun[k]}
+            counted = {k: v for k, v in now.items() if k in changed}
+            found.append((type(c).__qualname__, counted))
+        return found
+
+    def _count_on(self) -> None:
+        """Puts the counters, of each kind of callback in turn."""
+        left = list(self._stored["callbacks"])
+        for callback, changed in zip(self._given, self._changed, strict=True):
+            kind = type(callback).__qualname__
+            at = next((i for i, (name, _) in enumerate(left) if name == kind), None)
+            if at is not None:
+                counted = left.pop(at)[1]
+                vars(callback).update(counted)
+                changed |= counted.keys()
 
     def _recall(self, told: keras.callbacks.History) -> None:
         told.epoch = list(self._stored["now"]["epoch"])
@@ -270,4 +291,4 @@ def _number(value: Any) -> Any:
 def _numbers(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """Counters and the like; those that change in training are stored."""
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in vars(callback).items()}
-    return {k: v for k, v in plain.items() if isinstance(v, _PLAIN)}
+    return {k: v for k, v in plain.items() if isinstance(v, _PLAIN) and k != _SIGNED}
