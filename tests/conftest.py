@@ -144,6 +144,17 @@ NO_BACKEND = (
 # Whole programs, of whose parts all have tests: on TensorFlow by default.
 LONG_EXAMPLES = ("resnet50_frozen.py", "h5_first_layers_frozen.py", "test_resnet18_learns")
 
+# Of files and folders of a run, which are the same on every backend.
+OF_FILES = (
+    "test_a_folder_of_something_else",
+    "test_a_full_disk",
+    "test_files_of_callbacks_may_lie",
+    "test_killed_again_and_again",
+    "test_other_pretrained_weights_and_versions",
+    "test_the_folder_of_another_run",
+    "test_while_it_is_stored",
+)
+
 
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() != "tensorflow":
@@ -151,7 +162,7 @@ def pytest_collection_modifyitems(items):
             trains = item.get_closest_marker("trains")
             if item.module.__name__ in NO_BACKEND and trains is None:
                 item.add_marker(pytest.mark.slow)
-            if any(name in item.name for name in LONG_EXAMPLES):
+            if any(name in item.name for name in LONG_EXAMPLES + OF_FILES):
                 item.add_marker(pytest.mark.slow)
 
 
