@@ -6,9 +6,10 @@
 
 ``steps`` trains one network, all of it, on one batch: by plain AdamW, and by AdamW with one thing
 more. All ways take a step in turn, in an order that is drawn anew each time; it prints the medians
-of the ratios of CPU seconds and of wall seconds to plain AdamW of the same turn. Each way has a
-model of its own. The least batch and the smallest image are the worst case, since most of the
-work goes by the number of weights and not by that of examples.
+of the ratios of CPU seconds and of wall seconds to plain AdamW of the same turn, and ``least``, the
+shortest step over the shortest of plain AdamW. Each way has a model of its own. The least batch and
+the smallest image are the worst case, since most of the work goes by the number of weights and not
+by that of examples.
 
 ``averages`` sets the time of `finetune_keras.wise_ft` with 11 mixes and of a greedy
 `finetune_keras.soup` of 3 against one ``model.evaluate`` on the same data: all layers open, and
