@@ -106,6 +106,9 @@ def photographs(tmp_path_factory):
         network = keras.applications.MobileNetV2(
             (96, 96, 3), alpha=alpha, include_top=False, weights=None
         )
+        for v in network.weights:  # or the signal dies on its way through
+            if v.path.endswith("moving_variance"):
+                v.assign(0.2 * np.ones(v.shape))
         file = root / "weights" / f"mobilenet_v2_{alpha}" / f"mobilenet_v2_{alpha}_224_no_top"
         file.parent.mkdir(parents=True)
         network.save_weights(f"{file}.weights.h5")
