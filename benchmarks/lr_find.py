@@ -90,6 +90,8 @@ def of_seed(seed: int, args: argparse.Namespace, train: tuple, val: tuple, folde
     """The suggestions, and what training at them gives."""
     model = made(args, seed)
     found = ftk.lr_find(model, train, verbose=0)
+    if found.suggestion is None:
+        sys.exit(f"seed {seed}: no rate to suggest, {found}")
     rates = {f"{factor} x suggestion": factor * found.suggestion for factor in (0.1, 1, 10)}
     if args.rules:
         rates |= {k: v for k, v in found.suggestions.items() if v != found.suggestion}

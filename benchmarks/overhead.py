@@ -2,16 +2,22 @@
 
     python benchmarks/overhead.py steps [--model resnet50] [--ways l2sp ema] [--out steps.json]
     python benchmarks/overhead.py averages [--out averages.json]
+    python benchmarks/overhead.py memory [--model bert] [--ways l2sp ema] [--out memory.json]
 
 ``steps`` trains one network, all of it, on one batch: by plain AdamW, and by AdamW with one thing
 more. All ways take a step in turn, in an order that is drawn anew each time; it prints the medians
-of the ratios of CPU seconds and of wall seconds to plain AdamW of the same turn. Each way has a
-model of its own. The least batch and the smallest image are the worst case, since most of the
-work goes by the number of weights and not by that of examples.
+of the ratios of CPU seconds and of wall seconds to plain AdamW of the same turn, and ``least``, the
+shortest step over the shortest of plain AdamW. Each way has a model of its own. The least batch and
+the smallest image are the worst case, since most of the work goes by the number of weights and not
+by that of examples.
 
 ``averages`` sets the time of `finetune_keras.wise_ft` with 11 mixes and of a greedy
 `finetune_keras.soup` of 3 against one ``model.evaluate`` on the same data: all layers open, and
 with a frozen network, which runs once.
+
+``memory`` counts the variables of each way, of the optimizer and of starts too, less those of plain
+AdamW: exact, and without a step of training. It is given in bytes, and in shares of the weights.
+What a step holds for as long as it lasts is not in it.
 """
 
 from __future__ import annotations
@@ -110,6 +116,31 @@ def steps(name: str, ways: list[str], size: int, batch: int, repeats: int) -> di
     }
 
 
+def memory(name: str, ways: list[str], size: int) -> dict:
+    """Bytes of variables beyond those of plain AdamW."""
+    held = {}
+    for way in ("plain", *ways):
+        model = WAYS[way](MODELS[name](size, 1)[0])
+        model.optimizer.build(model.trainable_variables)
+        starts = (getattr(v.regularizer, "start", None) for v in model.weights)
+        found = [*model.weights, *model.optimizer.variables, *(s for s in starts if s is not None)]
+        held[way] = sum(map(nbytes, found))
+        weights = sum(map(nbytes, model.weights))
+    more = {way: held[way] - held["plain"] for way in ways}
+    return {
+        "model": name,
+        "weights_bytes": weights,
+        "plain_bytes": held["plain"],
+        "more_bytes": more,
+        "of_weights": {way: round(n / weights, 3) for way, n in more.items()},
+    }
+
+
+def nbytes(variable: keras.Variable) -> int:
+    """Of one variable."""
+    return keras.ops.convert_to_numpy(variable).nbytes
+
+
 def averages(name: str, size: int, repeats: int, examples: int = 200) -> list[dict]:
     """CPU seconds of WiSE-FT and of a soup over those of one evaluation."""
     rng = np.random.default_rng(0)
@@ -148,11 +179,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("steps", "averages"))
+    parser.add_argument("what", choices=("steps", "averages", "memory"))
     parser.add_argument("--model", choices=MODELS, action="append")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS)[1:])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, help="of images: 224 for steps, 96 for averages")
+    parser.add_argument("--size", type=int, help="of images: 96 for averages, or else 224")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -161,12 +192,16 @@ def main() -> None:
         name = (args.model or ["letters_resnet"])[0]
         result |= {"model": name, "averages": averages(name, args.size or 96, args.repeats)}
     else:
-        result |= {"batch": args.batch, "models": []}
+        result |= {"batch": args.batch} if args.what == "steps" else {}
+        result["models"] = []
         for name in args.model or ("resnet50", "bert"):
             ways = args.ways or list(WAYS)[1:]
             if name == "bert":
                 ways = [w for w in ways if w != "stochastic norm"]
-            found = steps(name, ways, args.size or 224, args.batch, args.repeats)
+            if args.what == "steps":
+                found = steps(name, ways, args.size or 224, args.batch, args.repeats)
+            else:
+                found = memory(name, ways, args.size or 224)
             result["models"].append(found)
     text = json.dumps(result, indent=1)
     print(text)

@@ -131,6 +131,7 @@ def slow_marks(name: str, fast=REPRESENTATIVES) -> tuple:
 # Tests of files, tables and pipelines, where no backend computes but in those that are marked
 # ``trains``, and the examples of the docs: on TensorFlow by default.
 NO_BACKEND = (
+    "test_benchmarks",
     "test_data_corruption",
     "test_data_scan",
     "test_data_tables",

@@ -195,6 +195,23 @@ def test_plain_compile_builds_the_optimizer_late():
     close(snapshot(plain), formula(each.kept, 0.9))
 
 
+def test_building_twice_keeps_the_averages_and_takes_no_more_memory():
+    net = model()
+    net.fit(*vectors(), epochs=1, **RUN)
+    before = [(id(v), value(v)) for v in net.optimizer.variables]
+    net.optimizer.build(net.trainable_variables)
+    after = [(id(v), value(v)) for v in net.optimizer.variables]
+    assert [i for i, _ in after] == [i for i, _ in before]
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(after, before, strict=True))
+    net.fit(*vectors(), epochs=1, **RUN)
+    changed = [
+        not np.array_equal(value(v), old)
+        for v, (_, old) in zip(net.optimizer.variables, before, strict=True)
+        if "average" in v.path and v.shape
+    ]
+    assert changed == [True] * 6
+
+
 def test_evaluate_with_the_callback_looks_and_leaves():
     mine = model()
     grads = [keras.ops.ones(v.shape) for v in mine.trainable_variables]

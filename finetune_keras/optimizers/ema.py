@@ -49,7 +49,9 @@ class AveragingOptimizer(Wrapper):
         self._goes_on = False
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Builds it; the averages begin with the first step."""
+        """Builds it, once; the averages begin with the first step."""
+        if self.built:
+            return
 
         def number(name: str) -> keras.Variable:
             return self.add_variable((), name=name, aggregation="only_first_replica")
