@@ -14,7 +14,9 @@ from conftest import residual
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PROGRAMS = sorted(p.name for p in BENCHMARKS.glob("*.py") if p.name != "common.py")
+# What they share, and what runs in an interpreter with other packages.
+PARTS = ("common.py", "fine_tune_peers.py")
+PROGRAMS = sorted(p.name for p in BENCHMARKS.glob("*.py") if p.name not in PARTS)
 
 
 def start(monkeypatch, name, *given):
@@ -86,7 +88,7 @@ def main():
     ]
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, "common.py"])
+@pytest.mark.parametrize("name", [*PROGRAMS, *PARTS])
 def test_each_names_what_there_is(name):
     assert unknown((BENCHMARKS / name).read_text()) == []
 
@@ -151,4 +153,5 @@ def test_each_runs_at_its_smallest(case, photographs, monkeypatch, capsys):
 
 def test_every_program_but_those_of_other_processes_is_run():
     run = {case.split()[0] + ".py" for case in SMALLEST}
-    assert set(PROGRAMS) - run == {"peers.py", "robustness.py"}
+    others = {"fine_tune.py", "peers.py", "robustness.py"}
+    assert set(PROGRAMS) - run == others
