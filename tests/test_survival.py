@@ -465,7 +465,8 @@ def test_what_a_recipe_measured_is_stored(tmp_path):
 
     def recipe(task):
         yield task.probe()
-        rate = task.measured("rate", lambda task: calls.append(task) or 1e-3)
+        rate = task.measured("rate", lambda task: calls.append(task) or np.float32(0.5**10))
+        assert task.measured("several", lambda task: np.arange(2)) == (0, 1)
         yield task.phase("all", select.everything(), learning_rate=rate)
 
     with pytest.raises(Killed):

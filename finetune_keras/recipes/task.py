@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,9 @@ class Task:
         recipe decides by is measured in this way.
         """
         if name not in self.measures:
-            self.measures[name] = measure(self)
+            found = measure(self)
+            found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy
+            self.measures[name] = json.loads(json.dumps(found))  # as a later process reads it
         found = self.measures[name]
         return tuple(found) if isinstance(found, list) else found
 
