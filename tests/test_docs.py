@@ -33,6 +33,7 @@ OFFLINE = {
     'images("photos")': 'images("photos", size=32)',
 }
 LONG = (
+    "docs/guides/cross-validation.md",
     "docs/guides/averaging.md",
     "docs/guides/fine-tune.md",
     "docs/guides/photographs.md",
