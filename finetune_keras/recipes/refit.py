@@ -16,7 +16,7 @@ def refit(task: Task) -> bool:
     """Solves the head of a model anew on all examples, if some were held out by `fine_tune`.
 
     They have served: nothing is chosen by them any more. With few examples they are worth more to
-    the head than anything else is. The penalty is chosen by cross-validation, as for the probe.
+    the head than anything else is. The penalty is chosen by cross-validation.
 
     Args:
         task: with the weights of the probe in the model.
