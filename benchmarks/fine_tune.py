@@ -13,7 +13,9 @@ digits.
 frozen   a new head on the frozen network, Adam at 1e-3
 all      everything at 1e-5
 guide    the two steps of Keras' guide to transfer learning: half of the epochs as ``frozen``, then
-         everything at 1e-5, the network called with ``training=False``
+         everything at 1e-5, the network called with ``training=False`` (which ``fit`` overrides in
+         Keras 3.15, so that batch normalisation trains: keras-team/keras#20285)
+meant    the same as it is meant: batch normalisation by its moving statistics
 fastai   ``vision_learner(...).fine_tune``, its head, its rates
 torch    everything by SGD as in PyTorch's tutorial: 1e-3, a tenth of it every seven epochs
 ======== =========================================================================================
@@ -22,7 +24,7 @@ Each gets all the images, in batches of the size that ``fine_tune`` chooses; ``f
 from four fifths of them, and chooses by the fifth. None augments. Two comparisons with what
 ``fine_tune`` took before it stopped by itself, in one row a run: ``epochs`` is after as many
 epochs, ``time`` after as many CPU seconds, to the end of the epoch that would pass them. The first
-step of ``guide`` is half of the epochs in both. Times are without reading, building and testing,
+step of ``guide`` and ``meant`` is half of the epochs in both. Times are without reading, building and testing,
 and with compilation. CPU seconds are those of all threads, which other programs on the machine do
 not lengthen as they do wall seconds.
 
@@ -54,7 +56,7 @@ import finetune_keras as ftk
 from finetune_keras import heads
 
 SETS = {"flowers": 96, "digits": 64}
-FIRST, THEN, PEERS = ("fine_tune", "guide", "frozen"), ("all",), ("fastai", "torch")
+FIRST, THEN, PEERS = ("fine_tune", "guide", "meant", "frozen"), ("all",), ("fastai", "torch")
 _LONG = 10_000  # epochs
 WAYS = (*FIRST, *THEN, *PEERS)
 
@@ -129,9 +131,25 @@ def by_fine_tune(base: keras.Model, train: tuple, clock: Clock, seed: int) -> di
     }
 
 
+class Inference(keras.layers.Layer):
+    """A network that is always called as in inference; what is inside of a layer of one's own,
+    ``fit`` does not override.
+    """
+
+    def __init__(self, network: keras.Model):
+        super().__init__()
+        self.network = network
+
+    def call(self, x):
+        return self.network(x, training=False)
+
+    def compute_output_shape(self, shape):
+        return self.network.compute_output_shape(shape)
+
+
 def by_steps(base: keras.Model, train: tuple, clock: Clock, batch: int, steps: list) -> None:
     """Plain Keras: in each step the network learns or not, at a rate, for some epochs."""
-    x = inputs = keras.Input(base.input_shape[1:])
+    x = inputs = keras.Input(train[0].shape[1:])
     x = base(keras.layers.Rescaling(1 / 127.5, -1)(x), training=False)
     x = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(x))
     model = keras.Model(inputs, keras.layers.Dense(int(max(train[1])) + 1)(x))
@@ -147,7 +165,7 @@ def by_steps(base: keras.Model, train: tuple, clock: Clock, batch: int, steps: l
 
 def steps(way: str, epochs: int) -> list[tuple[bool, float, int]]:
     """For `by_steps`; the clock ends the last one."""
-    if way == "guide":
+    if way in ("guide", "meant"):
         return [(False, 1e-3, epochs // 2), (True, 1e-5, _LONG)]
     return [(False, 1e-3, _LONG) if way == "frozen" else (True, 1e-5, _LONG)]
 
@@ -237,6 +255,7 @@ class Runs:
         clock = Clock(test, epochs, cpu)
         if way == "fine_tune":
             return {"best": by_fine_tune(base, train, clock, seed), **clock.found}
+        base = Inference(base) if way == "meant" else base
         by_steps(base, train, clock, batch_size(len(rows)), steps(way, epochs))
         return clock.found
 
@@ -259,7 +278,10 @@ class Runs:
         job |= {"batch": batch_size(len(rows)), "epochs": epochs, "cpu": cpu}
         self._peer.stdin.write(json.dumps(job) + "\n")
         self._peer.stdin.flush()
-        return json.loads(self._peer.stdout.readline())
+        answer = self._peer.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._peer.args[1]} stopped at {way} of {name}; it says why above")
+        return json.loads(answer)
 
     def _write(self, name: str) -> None:
         """Images as the network takes them, its weights in order, and what it should give."""
@@ -300,7 +322,12 @@ def table(rows: list[dict]) -> str:
     }
     lines = []
     for key, title in titles.items():
-        lines += [f"{title}:", "", line(["images a class", *heads]), line(["---"] * 7)]
+        lines += [
+            f"{title}:",
+            "",
+            line(["images a class", *heads]),
+            line(["---"] * (1 + len(WAYS))),
+        ]
         show = accuracy if key in ("epochs", "time") else ratio
         for cell in cells:
             name = f"{cell[0]}, {cell[1] or 'all'} ({len(found[*cell, 'fine_tune'])} seeds)"

@@ -56,7 +56,7 @@ class Job:
 
     def __init__(self, data: dict, job: dict):
         self.data, self.job = data, job
-        self.x, self.y = images(data["x"][job["rows"]]), torch.tensor(data["y"][job["rows"]])
+        self.x, self.y = images(data["x"][job["rows"]]), torch.tensor(data["y"][job["rows"]]).long()
         self.classes = int(data["y"].max()) + 1
         torch.manual_seed(job["seed"])
 
@@ -112,8 +112,8 @@ class Job:
         )
         learner = vision_learner(
             loaders,
-            lambda pretrained=False: network(self.data),
-            cut=lambda network: network,
+            # fastai cuts a network before its pooling.
+            lambda pretrained: nn.Sequential(network(self.data), nn.AdaptiveAvgPool2d(1)),
             pretrained=False,
             n_out=self.classes,
             loss_func=CrossEntropyLossFlat(),

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import chain, classifier, images, learners, moved, snapshot
+from conftest import chain, classifier, images, learners, moved, snapshot, value
 
 import finetune_keras as ftk
 from finetune_keras import heads, recipes, select
@@ -325,7 +325,7 @@ def test_several_outputs_and_dict_inputs():
     y = {"kind": np.arange(40) % 3, "size": rng.normal(size=(40, 1))}
     before = snapshot(model)
     history = ftk.fine_tune(model, (x, y), recipe="lp_ft", epochs=2, verbose=0)
-    assert history.history["phase"] == ["probe"] * 2 + ["all"] * 2  # trained, not solved
+    assert history.history["phase"][:4] == ["probe"] * 2 + ["all"] * 2  # trained, not solved
     assert moved(before, model)
     assert history.best.monitor == "val_loss"
 
@@ -390,7 +390,145 @@ def test_a_probe_that_is_best_is_solved_again_with_what_was_held_out():
     # The score is still that of examples that the head had not seen.
     assert found["again", "best"] == found["probe", "best"]
     assert found["probe", "notes"] == ()
-    assert "solved again with the 9 examples held out" in found["again", "notes"][0]
+    assert "done again, with the 9 examples held out" in found["again", "notes"][0]
+
+
+def curves(n=60):
+    """What a probe on random features cannot learn."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 6)).astype("float32")
+    return x, np.tanh(x[:, :3] * 2)
+
+
+def of_curves():
+    model = chain()
+    ftk.compile(model, optimizer="adam", loss="mse")
+    return model
+
+
+def steps(task):
+    yield task.probe()
+    yield recipes.Phase("worse", select.head(), epochs=1, learning_rate=3.0)
+    yield recipes.Phase("all", select.everything(), epochs=task.plan.epochs, learning_rate=3e-3)
+
+
+def test_the_best_training_is_done_again_with_what_was_held_out(monkeypatch):
+    x, y = curves()
+    model, seen, rows = of_curves(), Weights(), []
+    start, plain = snapshot(model), ftk.recipes.run.fit
+
+    def fit(model, x, *args, **kwargs):
+        rows.append((len(x), kwargs["epochs"] - kwargs["initial_epoch"]))
+        return plain(model, x, *args, **kwargs)
+
+    monkeypatch.setattr("finetune_keras.recipes.run.fit", fit)
+    history = ftk.fine_tune(
+        model, (x, y), recipe=steps, epochs=4, batch_size=8, callbacks=[seen], seed=0, verbose=0
+    )
+    phases = history.history["phase"]
+    assert history.best.phase == "all"
+    epochs = history.best.epoch - phases.index("all") + 1
+    assert phases[-1 - epochs :] == ["refit probe"] + ["refit all"] * epochs
+    assert "refit worse" not in phases
+    assert rows[-2:] == [(60, 1), (60, epochs)]
+    again = phases.index("refit probe")
+    assert all(np.array_equal(seen.seen[again][p], start[p]) for p in start)
+    solved = {p for p in start if not np.array_equal(seen.seen[again + 1][p], start[p])}
+    assert solved == {"c/kernel", "c/bias"}
+    # Scored once, on what it has learned from; the best is still of what it had not seen.
+    scores = history.history["val_loss"]
+    assert np.isnan(scores[again:-1]).all()
+    held = recipes.examples.examples(model, (x, y), None, 0).validation
+    assert model.evaluate(*held, verbose=0) == pytest.approx(scores[-1], rel=1e-5)
+    assert history.best.value == min(scores[:again])
+    assert history.refit is True
+    assert "with the 12 examples held out" in history.notes[-1]
+    assert history.plan.reasons["refit"]
+
+
+@pytest.mark.parametrize("given", ["refit=False", "validation_data"])
+def test_without_a_refit_the_best_weights_remain(given):
+    x, y = curves()
+    settings = {"refit": False} if given == "refit=False" else {"validation_data": curves(20)}
+    model = of_curves()
+    history = ftk.fine_tune(model, (x, y), recipe="lp_ft", epochs=2, verbose=0, **settings)
+    assert history.history["phase"] == ["probe", "all", "all"]
+    assert history.refit is False
+    assert ("refit" in history.plan.reasons) == (given == "refit=False")
+
+
+class Spoil(keras.callbacks.Callback):
+    """Ends a refit badly."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.end = end
+
+    def on_epoch_begin(self, epoch, logs=None):
+        value = {"nan": np.nan, "worse": 7.0}.get(self.end)
+        if epoch >= 4 and value is not None:
+            for variable in self.model.trainable_variables:
+                variable.assign(np.full(variable.shape, value, "float32"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 4 and self.end == "ctrl-c":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("end", ["nan", "worse", "ctrl-c"])
+def test_a_refit_that_fails_leaves_the_best(end):
+    x, y = curves()
+    model, plain = of_curves(), of_curves()
+    model.set_weights(plain.get_weights())
+    settings = {"recipe": "lp_ft", "epochs": 2, "seed": 0, "verbose": 0}
+    best = ftk.fine_tune(plain, (x, y), refit=False, **settings).best
+    assert best.phase == "all"
+    if end == "nan":
+        with pytest.warns(RuntimeWarning, match="stopped in phase 'refit all'"):
+            history = ftk.fine_tune(model, (x, y), callbacks=[Spoil(end)], **settings)
+    else:
+        history = ftk.fine_tune(model, (x, y), callbacks=[Spoil(end)], **settings)
+    assert history.history["phase"][3] == "refit probe"
+    assert history.best == best
+    assert history.refit is False
+    assert history.interrupted == (end == "ctrl-c")
+    assert ("worse" in history.notes[-1]) == (end == "worse")
+    for a, b in zip(plain.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_statistics_follow_the_new_data_where_they_learn(norms):
+    """By a momentum of 0.99 they would be those of the old images for hundreds of steps."""
+    x, y = images(64)
+    model, seen = compiled(), []
+    ftk.freeze(model, ~select.head())
+    layer = model.get_layer("inner").get_layer("block1_bn")
+    before = value(layer.moving_mean)
+    assert layer.momentum == 0.99
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append(layer.momentum)
+
+    def recipe(task):
+        yield recipes.Phase("all", select.everything(), epochs=4, learning_rate=1e-12, norms=norms)
+
+    ftk.fine_tune(
+        model, (x, y), validation_data=(x, y), recipe=recipe, callbacks=[Look()], verbose=0
+    )
+    assert layer.momentum == 0.99
+    assert seen == [0.9 if norms else 0.99]
+    moved_by = value(layer.moving_mean) - before
+    if not norms:
+        assert not moved_by.any()
+        return
+    # After 32 batches of 8 all but 0.9 ** 32 of the difference is gone.
+    network = model.get_layer("inner")
+    inner = keras.Model(network.inputs, layer.input)
+    batches = [value(inner(x[i : i + 8])) for i in range(0, 64, 8)]
+    difference = np.concatenate(batches).mean((0, 1, 2)) - before
+    np.testing.assert_allclose(moved_by, difference, rtol=0.3, atol=0.02)
 
 
 def test_a_fifth_is_held_out_in_proportion(data):
@@ -403,7 +541,7 @@ def test_a_fifth_is_held_out_in_proportion(data):
             seen.append(epoch)
 
     history = ftk.fine_tune(
-        model, (x, y), recipe="linear_probe", callbacks=Look(), seed=1, verbose=0
+        model, (x, y), recipe="linear_probe", refit=False, callbacks=Look(), seed=1, verbose=0
     )
     assert history.plan.examples == 24
     assert "20% held out" in history.plan.reasons["examples"]
@@ -615,6 +753,7 @@ def task_of(model, data):
         keras.optimizers.SGD(),
         recipe="auto",
         monitor="auto",
+        refit=True,
         callbacks=[],
         timed=False,
         **dict.fromkeys(names),
@@ -726,10 +865,8 @@ def test_tensorboard_sees_one_run(data, tmp_path):
     seen = {}
     for path in sorted((tmp_path / "validation").iterdir()):
         for event in summary_iterator(str(path)):
-            for value in event.summary.value:
-                if value.tag == "epoch_loss":
-                    seen[event.step] = keras.ops.convert_to_numpy(
-                        np.frombuffer(value.tensor.tensor_content, "float32")
-                    ).item()
+            for point in event.summary.value:
+                if point.tag == "epoch_loss":
+                    seen[event.step] = np.frombuffer(point.tensor.tensor_content, "float32").item()
     assert list(seen) == history.epoch
     np.testing.assert_allclose(list(seen.values()), history.history["val_loss"], rtol=1e-6)

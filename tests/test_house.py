@@ -197,6 +197,7 @@ ORDER = [
     "lr_find.batches",
     "lr_find",
     "recipes.phase",
+    "recipes.statistics",
     "recipes.best",
     "recipes.progress",
     "recipes.examples",

@@ -246,6 +246,7 @@ def fit(
             class_weight=class_weight,
             callbacks=callbacks,
             verbose=given["verbose"],
+            epoch=initial_epoch,
         )
     return training.train(
         model,

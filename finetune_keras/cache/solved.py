@@ -37,8 +37,9 @@ def run(
     class_weight: dict | None,
     callbacks: Any,
     verbose: int,
+    epoch: int = 0,
 ) -> keras.callbacks.History:
-    """Solves, writes the layer, and reports it as one epoch; ``suffix`` is compiled.
+    """Solves, writes the layer, and reports it as one ``epoch``; ``suffix`` is compiled.
 
     All views of the examples count. ``history.solution`` is the `solver.Solution`.
     """
@@ -53,12 +54,12 @@ def run(
         validation=validation,
     )
     all_, history = bridge.callbacks(
-        callbacks, model, bridge.Bridge(suffix), verbose=0, epochs=1, steps=1
+        callbacks, model, bridge.Bridge(suffix), verbose=0, epochs=epoch + 1, steps=1
     )
     model.history = history
     history.solution = solution
     all_.on_train_begin()
-    all_.on_epoch_begin(0)
+    all_.on_epoch_begin(epoch)
     solution.put(probe)
     logs = _evaluated(suffix, found)
     if held is not None:
@@ -66,7 +67,7 @@ def run(
     if verbose:
         print(solution)
         print(" - ".join(f"{name}: {value:.4f}" for name, value in logs.items()))
-    all_.on_epoch_end(0, logs)
+    all_.on_epoch_end(epoch, logs)
     all_.on_train_end(logs)
     return history
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune_keras import graph
 from finetune_keras.averaging.scoring import Goal, Score, goal
-from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.phase import Phase, Refit
 
 __all__ = ["Best", "Values", "Watch"]
 
@@ -87,7 +87,12 @@ class Watch(keras.callbacks.Callback):
     """Keeps the best weights, ends a phase that stays worse, and stops where the loss is no number.
 
     Attributes:
-        values: the best weights; at first those that the model came with.
+        values: the best weights; at first those that the model came with. In a refit those that
+            its next phase begins with.
+        start: those that the model came with.
+        kept: in a refit, the best weights before.
+        path: the phases that led to the best weights, by number, and how many epochs of each.
+        refitted: whether the weights of a refit are the model's; ``None`` if there was none.
         best: where they are from; ``None`` before the first epoch has ended.
         goal: what is compared; known after the first epoch.
         lost: where the loss stopped being a number, in words.
@@ -99,7 +104,10 @@ class Watch(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, monitor: str):
         super().__init__()
-        self.values = Values(model)
+        self.values = self.start = Values(model)
+        self.kept: Values | None = None
+        self.path: tuple[tuple[int, int], ...] = ()
+        self.refitted: bool | None = None
         self.best: Best | None = None
         self.goal: Goal | None = None
         self.lost = ""
@@ -108,10 +116,21 @@ class Watch(keras.callbacks.Callback):
         self.since, self.improved = 0, False
         self._monitor = monitor
         self._phase: Phase | None = None
+        self._number = self._first = 0
 
-    def begin(self, phase: Phase) -> None:
-        """A phase begins."""
+    def begin(self, phase: Phase, number: int, first: int) -> None:
+        """A phase begins, with the number of its first epoch; or it goes on after some."""
         self._phase, self.own, self.since = phase, None, 0
+        self._number, self._first = number, first
+        if isinstance(phase, Refit) and phase.first and self.kept is None:
+            self.kept, self.values = self.values, self.start
+            self.values.restore()
+
+    def give_up(self) -> None:
+        """A refit came to no end: the best weights are those before."""
+        if self.kept is not None:
+            self.values, self.kept, self.refitted = self.kept, None, False
+            self.values.restore()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Looks at the loss, now and then."""
@@ -124,12 +143,17 @@ class Watch(keras.callbacks.Callback):
         if self._look(logs, f"epoch {epoch + 1}", epoch):
             return
         held = {k.removeprefix("val_"): v for k, v in logs.items() if k.startswith("val_")}
+        if isinstance(self._phase, Refit):
+            self._refit(epoch, held)
+            return
         if self.goal is None:
             self.goal = goal(self.model, held, self._monitor, "auto")
         score = self.goal.score(held)
         if self.score is None or self.goal.order(score) > self.goal.order(self.score):
             self.score, self.values = score, Values(self.model, self.values)
             self.improved = True
+            before = (p for p in self.path if p[0] != self._number)
+            self.path = (*before, (self._number, epoch - self._first + 1))
             self.best = Best(self._phase.name, epoch, f"val_{self.goal.name}", score.value)
         if self.own is None or self.goal.order(score) > self.goal.order(self.own):
             self.own, self.since = score, 0
@@ -137,6 +161,23 @@ class Watch(keras.callbacks.Callback):
         self.since += 1
         if self._phase.patience is not None and self.since >= self._phase.patience:
             self.model.stop_training = True
+
+    def _refit(self, epoch: int, held: dict[str, Any]) -> None:
+        """At its end, the weights are those that the next phase begins with, or the model's: but
+        if even the examples held out, from which it has learned, are worse by them.
+        """
+        if epoch - self._first + 1 < self._phase.epochs and not self.model.stop_training:
+            return
+        self.values, self.improved = Values(self.model, self.values), True
+        if not self._phase.last:
+            return
+        self.refitted = True
+        if held and self.goal is not None and self.score is not None:
+            score = self.goal.score(held)
+            self.refitted = bool(self.goal.order(score) >= self.goal.order(self.score))
+        if not self.refitted:
+            self.values, self.improved = self.kept, False
+        self.kept = None
 
     def _look(self, logs: dict[str, Any], where: str, epoch: int | None) -> bool:
         bad = [k for k in ("loss", "val_loss") if k in logs and not math.isfinite(logs[k])]

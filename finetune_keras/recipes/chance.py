@@ -76,6 +76,8 @@ def _layers(model: keras.Model) -> list[keras.Variable]:
 
 def _orders(data: Examples) -> list[Order]:
     sets: list[Any] = [data.train[0], data.validation]
+    if data.whole is not None:
+        sets.append(data.whole.train[0])
     found = [getattr(each, "order", None) for each in sets]
     return [order for order in found if isinstance(order, Order)]
 

@@ -33,7 +33,7 @@ class Examples:
         batch_size: of a data set; ``None`` for arrays.
         labels: the labels of all examples to learn from, where they are in memory.
         why: where the validation data are from, in words.
-        whole: ``train`` before some were held out; ``None`` if none were.
+        whole: all, as they were before some were held out; ``None`` if none were.
     """
 
     train: tuple[Any, Any, Any]
@@ -43,7 +43,7 @@ class Examples:
     batch_size: int | None
     labels: Any
     why: str
-    whole: tuple[Any, Any, Any] | None = None
+    whole: Examples | None = None
 
     @property
     def arrays(self) -> bool:
@@ -97,16 +97,22 @@ def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | N
             f"the training data are (x, y), or a data set of such batches; given {arrays.short(x)} "
             "without labels"
         )
-    why, whole = "as given", None
-    if validation_data is None:
-        whole = x, y, weights
-        x, y, weights, validation_data, why = _held_out(read, x, y, weights, seed)
-        if not read.arrays:
-            read = source.source(x, preprocess=preprocess(model))
+    if validation_data is not None:
+        return _counted(read, x, y, weights, validation_data, "as given")
+    rest = _held_out(read, x, y, weights, seed)
+    whole = _counted(read, x, y, weights, *rest[3:])
+    if not read.arrays:
+        read = source.source(rest[0], preprocess=preprocess(model))
+    return dataclasses.replace(_counted(read, *rest), whole=whole)
+
+
+def _counted(
+    read: source.Source, x: Any, y: Any, weights: Any, validation: Any, why: str
+) -> Examples:
     if read.arrays:
         x, y, weights = (arrays.bare(part) for part in (x, y, weights))
         count = int(keras.tree.flatten(x)[0].shape[0])
-        return Examples((x, y, weights), validation_data, count, None, None, _read(y), why, whole)
+        return Examples((x, y, weights), validation, count, None, None, _read(y), why)
     labels = getattr(x, "labels", None)  # of a data set of finetune_keras.data
     labels = labels if isinstance(labels, np.ndarray) else None
     size, batches = read.batch_size, read.batches
@@ -117,7 +123,7 @@ def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | N
     else:  # only reading tells
         sizes = [batch.size for batch in read.read()]
         count, batches = sum(sizes), len(sizes)
-    return Examples((x, None, None), validation_data, count, batches, size, labels, why, whole)
+    return Examples((x, None, None), validation, count, batches, size, labels, why)
 
 
 def _ends(x: Any) -> bool:

@@ -54,6 +54,7 @@ def fine_tune(
     class_weight: Any = None,
     patience: int | None = None,
     monitor: str = "auto",
+    refit: bool = True,
     callbacks: Any = None,
     seed: int | None = None,
     directory: str | os.PathLike | None = None,
@@ -96,6 +97,10 @@ def fine_tune(
         monitor: the metric that validation compares, such as ``"val_auc"``. By default the
             accuracy of a model with one output, or the loss (also where classes are weighted);
             equal ones by the loss.
+        refit: whether, after all phases, those that led to the best weights are done once more
+            from the start, with the examples that were held out by default, each for as many
+            epochs as it took. Where ``validation_data`` are given there is nothing to add. It is
+            undone if it ends with a worse score on these examples even so.
         callbacks: as in ``fit``; they see all phases, whose epochs are numbered on.
         seed: sets the random states of Python, NumPy and Keras, and what is held out.
         directory: keeps the run after each epoch: weights, optimizer, random states, the best so
@@ -109,7 +114,8 @@ def fine_tune(
         A ``keras.callbacks.History`` over all phases: ``.history["phase"]`` names the phase of
         each epoch. Beside it ``.plan``, what was chosen and why; ``.best``, the phase, epoch and
         score of the weights that were kept; ``.test``, loss and metrics on the test data;
-        ``.notes``, what the recipe measured; ``.interrupted``, whether Ctrl-C ended it.
+        ``.notes``, what the recipe measured; ``.refit``, whether the weights are those of a
+        refit, whose epochs are in the History too; ``.interrupted``, whether Ctrl-C ended it.
 
     Raises:
         TypeError: if the model, the data or the recipe are none.
@@ -153,6 +159,7 @@ def fine_tune(
         "class_weight": class_weight,
         "patience": patience,
         "monitor": monitor,
+        "refit": bool(refit),
         "seed": seed,
     }
     folder = None if directory is None else Folder(directory)
@@ -178,6 +185,7 @@ def fine_tune(
             class_weight=class_weight,
             patience=patience,
             monitor=monitor,
+            refit=refit,
             callbacks=given,
             timed=bool(verbose),
         )

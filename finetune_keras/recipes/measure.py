@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras import select
+from finetune_keras import graph, select
 from finetune_keras.cache.features import compute
 from finetune_keras.cache.fit import preprocess
 from finetune_keras.cache.solver import solve
@@ -27,35 +27,24 @@ _BATCHES = 16  # whose gradients are averaged
 def probe_losses(task: Task) -> tuple[float, ...] | None:
     """The loss on the validation data of a linear probe on the end of each stage.
 
-    Features of maps and sequences are averaged over their positions. Each stage takes a pass of
-    the network up to there.
+    Features of maps and sequences are averaged over their positions. One pass of the network
+    gives them all.
 
     Returns:
         One number a stage of ``task.stages``; ``None`` if the head cannot be solved, or a stage
         cannot be computed apart.
     """
     head = task.solvable()
-    if head is None:
+    network = None if head is None else _stages(task)
+    if network is None:
         return None
+    train, held = (_features(task, network, data) for data in _data(task))
     found = []
-    for stage in task.stages:
-        later = select.head()
-        if stage.stop < len(task.blocks):
-            later = later | select.blocks(slice(stage.stop, None))
-        divided = task.divided(later)
-        if divided is None:
-            return None
-        pooled = [_pooled(t) for t in divided.prefix.outputs]
-        pooled = [t for t in pooled if t is not None]
-        if not pooled:
-            return None
-        x = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate()(pooled)
-        network = keras.Model(divided.prefix.inputs, x)
-        train, held = (_features(task, network, data) for data in _data(task))
+    for x, other in zip(train[0], held[0], strict=True):
         layer = keras.layers.Dense(head.layer.units, use_bias=head.layer.use_bias)
         layer.build((None, x.shape[-1]))
         probe = dataclasses.replace(head, layer=layer)
-        solution = solve(probe, *train[:2], sample_weight=train[2], validation=held)
+        solution = solve(probe, x, train[1], sample_weight=train[2], validation=(other, *held[1:]))
         found.append(dict(solution.scores)[solution.l2])
     return tuple(found)
 
@@ -98,12 +87,28 @@ def gradient_norms(task: Task) -> tuple[float, ...]:
         before.restore()
 
 
+def _stages(task: Task) -> keras.Model | None:
+    """The network up to its last stage, with a vector an example for each one."""
+    model, blocks = task.model, task.blocks
+    ends = [stage.stop - 1 for stage in task.stages]
+    # Blocks inside a layer that cannot be opened end where it does.
+    if any(i + 1 < len(blocks) and blocks[i].calls == blocks[i + 1].calls for i in ends):
+        return None
+    inputs = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
+    tensors = graph.replay(model, inputs)
+    pooled = [_pooled(tensors[blocks[i].output]) for i in ends]
+    if any(t is None for t in pooled):
+        return None
+    structure = keras.tree.pack_sequence_as(graph.ends(model)[0], inputs)
+    return keras.Model(structure, pooled)
+
+
 def _pooled(t: keras.KerasTensor) -> keras.KerasTensor | None:
     """One vector an example; ``None`` of what is no features, such as a mask."""
     if not keras.backend.is_float_dtype(t.dtype) or len(t.shape) < 2:
         return None
     if len(t.shape) == 2:
-        return t
+        return keras.layers.Identity()(t)  # two stages may end in one tensor
     if len(t.shape) == 4:
         return keras.layers.GlobalAveragePooling2D()(t)
     if len(t.shape) == 3:
@@ -119,10 +124,11 @@ def _data(task: Task) -> tuple[tuple, tuple]:
     return task.data.train, held
 
 
-def _features(task: Task, network: keras.Model, data: tuple) -> tuple[Any, Any, Any]:
+def _features(task: Task, network: keras.Model, data: tuple) -> tuple[tuple, Any, Any]:
     size = task.plan.batch_size if data[1] is not None else None
     read = source(*data, batch_size=size, preprocess=preprocess(task.model))
-    return compute(network, read, verbose=0).view()
+    x, y, weights = compute(network, read, verbose=0).view()
+    return tuple(keras.tree.flatten(x)), y, weights
 
 
 def _array(variable: keras.Variable) -> np.ndarray:

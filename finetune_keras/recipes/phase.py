@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_keras import select
 
-__all__ = ["Phase"]
+__all__ = ["Phase", "Refit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,3 +43,17 @@ class Phase:
     layer_decay: float | None = None
     solver: str | None = None
     patience: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Refit(Phase):
+    """A phase once more, on all examples.
+
+    Attributes:
+        first: whether it begins with the weights that the run began with; otherwise with those
+            that the one before ended with.
+        last: whether the model is done after it.
+    """
+
+    first: bool = False
+    last: bool = False

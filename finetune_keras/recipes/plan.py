@@ -48,6 +48,7 @@ class Plan:
         warm: whether rates rise and fall in a phase; otherwise they are constant.
         monitor: what validation compares, ``"auto"`` for the accuracy or else the loss.
         class_weight: a weight for each class; ``None`` for none, or for those that the loss has.
+        refit: whether the best training is done again with the examples that were held out.
         solve: whether a head that is one dense layer is solved rather than trained.
         examples: to learn from.
         steps: batches in an epoch.
@@ -66,6 +67,7 @@ class Plan:
     warm: bool
     monitor: str
     class_weight: tuple[float, ...] | None
+    refit: bool
     solve: bool
     examples: int
     steps: int
@@ -93,7 +95,7 @@ class Plan:
             for (name, shown), value, why in zip(rows, values, reasons, strict=True)
         ]
         if self.seconds:
-            most = self.seconds * (1 + _STEP * self.epochs)
+            most = self.seconds * (1 + _STEP * self.epochs * (2 if self.refit else 1))
             lines.append(
                 f"  {'time':<15}at most about {lasting(most)}: a pass of the network over the "
                 f"data takes {lasting(self.seconds)}, an epoch with everything {_STEP} times that"
@@ -123,6 +125,7 @@ def make(
     class_weight: Any,
     patience: int | None,
     monitor: str,
+    refit: bool,
     callbacks: list[keras.callbacks.Callback],
     timed: bool,
 ) -> Plan:
@@ -139,6 +142,7 @@ def make(
         class_weight: of the loss.
         patience: epochs.
         monitor: a metric.
+        refit: whether examples that were held out are learned from in the end.
         callbacks: of the user.
         timed: whether to measure how long a pass takes.
 
@@ -195,6 +199,10 @@ def make(
     if monitor == "auto" and (weights is not None or _weighted(model)):
         monitor = "loss"
         reasons["monitor"] = "of validation, as accuracy rewards to never answer a rare class"
+    if data.whole is not None:
+        reasons["refit"] = "what was best is done once more, with the examples held out"
+        if not refit:
+            reasons["refit"] = "as given"
     setter = next((type(c).__name__ for c in callbacks if isinstance(c, _SETTERS)), None)
     if setter is not None:
         reasons["warm"] = f"{setter} sets the rate, so it does not rise and fall by itself"
@@ -210,6 +218,7 @@ def make(
         warm=setter is None,
         monitor=monitor,
         class_weight=weights,
+        refit=bool(refit) and data.whole is not None,
         solve=solve,
         examples=data.count,
         steps=steps,

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from finetune_keras.recipes.best import Watch
-from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.phase import Phase, Refit
 
 __all__ = ["Progress", "lasting"]
 
@@ -64,7 +64,7 @@ class Progress(keras.callbacks.Callback):
         if self._phase.solver is None:
             rate = self.model.optimizer.learning_rate if rate is None else rate
             words.append(f"rate {float(keras.ops.convert_to_numpy(rate)):.2g}")
-        if self._watch.improved:
+        if self._watch.improved and not isinstance(self._phase, Refit):
             words.append("best so far")
         left = self._phase.epochs - self._over
         if left > 0 and not self.model.stop_training:

@@ -1,48 +1,34 @@
-"""A probe that was best, solved again with the examples that were held out to find that."""
+"""The best training once more, with the examples that were held out to find it."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+
 import keras
 
-from finetune_keras import flags, record, select
-from finetune_keras.cache.fit import fit
-from finetune_keras.freeze import thaw
+from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.task import Task
 
-__all__ = ["refit"]
+__all__ = ["phases"]
 
 
-def refit(task: Task) -> bool:
-    """Solves the head of a model anew on all examples, if some were held out by `fine_tune`.
+def phases(task: Task, done: list[tuple[Phase, int]]) -> Iterator[Refit]:
+    """What led to the best weights, each phase for as many epochs as it took to come there.
 
-    They have served: nothing is chosen by them any more. With few examples they are worth more to
-    the head than anything else is. The penalty is chosen by cross-validation.
+    The examples that were held out have served: nothing is chosen by them any more. With few
+    examples they are worth more than anything else is. That is the first of the two ways of
+    Goodfellow et al. 2016 (Deep Learning, section 7.8, algorithm 7.2), with the rate falling to
+    its end in these epochs; the penalty of a solved head is chosen by cross-validation.
 
     Args:
-        task: with the weights of the probe in the model.
-
-    Returns:
-        Whether there were any.
+        task: the run.
+        done: those phases, and the number of epochs of each.
     """
-    if task.data.whole is None:
-        return False
-    model, (x, y, weights) = task.model, task.data.whole
-    before = flags.Snapshot(model)
-    try:
-        thaw(model, select.head(), only=True, norms=True)
-        fit(
-            model,
-            x,
-            y,
-            sample_weight=weights,
-            batch_size=task.plan.batch_size if task.data.arrays else None,
-            verbose=0,
-            solver="lbfgs",
-        )
-    finally:
-        before.restore()
-        record.refresh(model)
     held = task.data.validation
     many = f"{len(keras.tree.flatten(held[0])[0])} " if isinstance(held, tuple) else ""
-    task.say(f"the probe is best, so it is solved again with the {many}examples held out")
-    return True
+    task.say(f"refit: what was best is done again, with the {many}examples held out")
+    for i, (phase, epochs) in enumerate(done):
+        given = {f.name: getattr(phase, f.name) for f in dataclasses.fields(Phase)}
+        given |= {"name": f"refit {phase.name}", "epochs": epochs, "patience": None}
+        yield Refit(**given, first=i == 0, last=i == len(done) - 1)

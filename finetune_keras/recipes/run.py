@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 
@@ -14,10 +14,12 @@ from finetune_keras.cache.fit import fit
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
+from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.folder import Folder
-from finetune_keras.recipes.phase import Phase
+from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.progress import Progress
-from finetune_keras.recipes.refit import refit
+from finetune_keras.recipes.refit import phases as refit
+from finetune_keras.recipes.statistics import following
 from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
 
@@ -73,29 +75,32 @@ def run(
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
     last: Phase | None = None
-    solved: set[str] = set()
     kept = None if folder is None else Survival(folder, task, watch, history, callbacks)
     progress = Progress(watch)
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
     try:
-        for number, phase in enumerate(recipe(task)):
+        for number, phase in enumerate(_phases(task, recipe, watch)):
             last, told, over = phase, _Told(), 0
-            if phase.solver:
-                solved.add(phase.name)
             past = kept is not None and kept.past(number, phase)
             if verbose and not past:
                 print(_line(phase, model))
             if kept is not None and not past:
                 over = kept.enter(number, told)
-            _prepare(model, phase, optimizer, task.plan.steps, warm=task.plan.warm)
+            _prepare(
+                model,
+                phase,
+                optimizer,
+                _data(task, phase).steps(task.plan.batch_size),
+                warm=task.plan.warm,
+            )
             if past:
                 kept.take_up(number, told)
                 _append(history, told, phase)
                 if watch.lost:
                     break
                 continue
-            watch.begin(phase)
+            watch.begin(phase, number, len(history.epoch))
             progress.begin(phase, over)
             seen = [*callbacks, told, watch, *([progress] if verbose == 1 else [])]
             seen += [] if kept is None else [kept]
@@ -106,12 +111,11 @@ def run(
                 watch.values.restore()
             if watch.lost:
                 break
-        if watch.best is not None and watch.best.phase in solved:
-            refit(task)
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was
         history.interrupted = True
+        watch.give_up()
         if verbose:
             _say_interrupted(last, watch, folder)
     if last is None:
@@ -122,14 +126,32 @@ def run(
             "finetune_keras.check(model, data) looks for the cause"
         )
     if watch.lost:
+        watch.give_up()
         _warn_lost(last, watch)
     rate = task.plan.head_rate if last.learning_rate is None else last.learning_rate
     _compile(
         model, optimizer=optimizer, learning_rate=rate, layer_decay=last.layer_decay
     )  # without what a step on the way left in it, and at a rate that does not end in 0
+    if watch.refitted is False and not watch.lost and not history.interrupted:
+        task.say("refit: it ended with a worse score on the examples held out: not kept")
     history.best, history.notes = watch.best, tuple(task.notes)
+    history.refit = bool(watch.refitted)
     model.history = history
     return history
+
+
+def _phases(task: Task, recipe: Callable[[Task], Iterable[Phase]], watch: Watch) -> Iterator[Phase]:
+    """Those of the recipe, and those that led to the best weights once more."""
+    given = []
+    for phase in recipe(task):
+        given.append(phase)
+        yield phase
+    if task.plan.refit and watch.path:
+        yield from refit(task, [(given[number], epochs) for number, epochs in watch.path])
+
+
+def _data(task: Task, phase: Phase) -> Examples:
+    return task.data.whole if isinstance(phase, Refit) else task.data
 
 
 def _prepare(
@@ -161,9 +183,15 @@ def _train(
     *,
     over: int = 0,
 ) -> None:
-    data, plan = task.data, task.plan
+    data, plan = _data(task, phase), task.plan
     x, y, weights = data.train
-    with warnings.catch_warnings():
+    own, epochs = {"validation_data": data.validation}, first + phase.epochs
+    if isinstance(phase, Refit) and (phase.solver or not phase.last):
+        own = {}
+    elif isinstance(phase, Refit):  # once, to see that all went well: it has learned from these
+        own["validation_freq"] = [epochs]
+    steps = data.steps(plan.batch_size)
+    with warnings.catch_warnings(), following(task.model, steps):
         # Recipes keep drawing once: said in the guide, and not at each phase.
         warnings.filterwarnings("ignore", message=".*in this training, since each")
         fit(
@@ -172,12 +200,12 @@ def _train(
             y,
             sample_weight=weights,
             batch_size=plan.batch_size if data.arrays else None,
-            epochs=first + phase.epochs,
-            initial_epoch=0 if phase.solver else first + over,
-            validation_data=data.validation,
+            epochs=epochs,
+            initial_epoch=first + over,
             callbacks=callbacks,
             verbose=max(verbose - 1, 0),
             solver=phase.solver,
+            **own,
         )
 
 
@@ -191,7 +219,8 @@ def _append(history: keras.callbacks.History, told: _Told, phase: Phase) -> None
     before, more = history.history, {**told.history, "phase": [phase.name] * len(epochs)}
     for name in {**before, **more}:
         values = before.setdefault(name, [math.nan] * len(history.epoch))
-        values += more.get(name, [math.nan] * len(epochs))
+        found = more.get(name, [])
+        values += [math.nan] * (len(epochs) - len(found)) + found
     history.epoch += [len(history.epoch) + i for i in range(len(epochs))]
     history.params = told.params or history.params
 

@@ -75,7 +75,7 @@ class Survival(keras.callbacks.Callback):
             arrays = {f"v{i}": a for i, a in enumerate(self._watch.values.arrays)}
             arrays |= _named("chance", chance.take(model, data))
             self._folder.write_start(arrays, {})
-            self._start = list(self._watch.values.arrays)
+            self._start = list(self._watch.start.arrays)
             return
         arrays = start[0]
         self._start = _typed(
@@ -84,7 +84,7 @@ class Survival(keras.callbacks.Callback):
         values = Values(model, arrays=self._start)
         values.restore()
         chance.put(_part("chance", arrays), model, data)
-        self._watch.values = values
+        self._watch.values = self._watch.start = values
         found = self._folder.state()
         if found is None:
             return
@@ -97,6 +97,9 @@ class Survival(keras.callbacks.Callback):
         watch.values = self._values("best")
         watch.best = Best(**state["best"]) if state["best"] else None
         watch.score = Score(*state["score"]) if state["score"] else None
+        watch.path = tuple(map(tuple, state["path"]))
+        watch.kept = self._values("kept") if state["kept"] else None
+        watch.refitted = state["refitted"]
         done = len(state["now"]["epoch"])
         where = f"epoch {len(self._told.epoch) + done}, phase {self._phases[-1]['name']!r}"
         self.resumed = f"goes on after {where}, from {self._folder.path}"
@@ -177,6 +180,8 @@ class Survival(keras.callbacks.Callback):
         arrays = self._moved("best", watch.values)
         if apart:
             arrays |= self._moved("now", Values(model, watch.values))
+        if watch.kept is not None:
+            arrays |= self._moved("kept", watch.kept)
         arrays |= {f"o{i}": _array(v) for i, v in enumerate(model.optimizer.variables)}
         arrays |= _named("chance", chance.take(model, self._task.data))
         arrays |= _named("begun", self._begun)
@@ -197,6 +202,9 @@ class Survival(keras.callbacks.Callback):
                 "score": dataclasses.astuple(watch.score) if watch.score else None,
                 "own": dataclasses.astuple(watch.own) if watch.own else None,
                 "since": watch.since,
+                "path": watch.path,
+                "kept": watch.kept is not None,
+                "refitted": watch.refitted,
                 "measures": self._task.measures,
                 "callbacks": self._counted(),
             },
