@@ -20,13 +20,14 @@ fastai   ``vision_learner(...).fine_tune``, its head, its rates
 torch    everything by SGD as in PyTorch's tutorial: 1e-3, a tenth of it every seven epochs
 ======== =========================================================================================
 
-Each gets all the images, in batches of the size that ``fine_tune`` chooses; ``fine_tune`` learns
-from four fifths of them, and chooses by the fifth. None augments. Two comparisons with what
-``fine_tune`` took before it stopped by itself, in one row a run: ``epochs`` is after as many
-epochs, ``time`` after as many CPU seconds, to the end of the epoch that would pass them. The first
-step of ``guide`` and ``meant`` is half of the epochs in both. Times are without reading, building and testing,
-and with compilation. CPU seconds are those of all threads, which other programs on the machine do
-not lengthen as they do wall seconds.
+Each gets all the images, in batches of the size that ``fine_tune`` chooses. None augments. Two
+comparisons: after as many epochs as ``fine_tune`` takes at most, 30 here, and after as many CPU
+seconds as it took until it ended by itself, to the last epoch that ends in them. ``guide`` and
+``meant`` go over to their second step after 15 epochs; fastai, whose rate goes by the number of
+epochs, runs once more with as many as the time allows. A row has the accuracy and both clocks
+after each epoch. Times are without reading, building and testing, and with compilation. CPU seconds
+are those of all threads, which other programs on the machine do not lengthen as they do wall
+seconds.
 
 Runs that are in the file are not repeated. The most telling come first, and all ways of a seed
 before the next seed. PYTHON has torch, torchvision and fastai; the weights are copied to it.
@@ -62,14 +63,14 @@ WAYS = (*FIRST, *THEN, *PEERS)
 
 
 class Clock(keras.callbacks.Callback):
-    """Runs while a model trains, and scores it after some epochs and after some time."""
+    """Runs while a model trains, and scores it after each epoch, so many and so long."""
 
     def __init__(self, test: tuple, epochs: int, cpu: float):
         super().__init__()
         self.test, self.epochs, self.cpu = test, epochs, cpu
-        self.found: dict[str, dict] = {}
-        self._spent = [0.0, 0.0]  # CPU and wall
-        self._epochs, self._last = 0, 0.0
+        self.track: list[list[float]] = []  # accuracy, CPU and wall seconds
+        self._spent = [0.0, 0.0]
+        self._last = 0.0
         self.go()
 
     def go(self) -> None:
@@ -81,27 +82,20 @@ class Clock(keras.callbacks.Callback):
         now = time.process_time(), time.perf_counter()
         self._spent = [s + b - a for s, a, b in zip(self._spent, self._since, now, strict=True)]
 
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Remembers when an epoch began."""
-        self._last = self._spent[0] + time.process_time() - self._since[0]
-
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Scores if this epoch is the one."""
+        """Scores, and ends where the next epoch would be too much."""
         self.stop()
-        self._epochs += 1
-        if self._epochs == self.epochs:
-            self.score("epochs")
-        if "time" not in self.found and 2 * self._spent[0] - self._last > self.cpu:
-            self.score("time")
-        self.model.stop_training = len(self.found) == 2
+        self.score()
+        last, self._last = self._spent[0] - self._last, self._spent[0]
+        late = self._spent[0] + last > self.cpu
+        self.model.stop_training = self.over = late and len(self.track) >= self.epochs
         self.go()
 
-    def score(self, mark: str) -> None:
+    def score(self) -> None:
         """Notes what the model is worth by now."""
         right = self.model.predict(self.test[0], batch_size=64, verbose=0).argmax(-1)
-        cpu, wall = (round(s, 2) for s in self._spent)
-        accuracy = round(float((right == self.test[1]).mean()), 4)
-        self.found[mark] = {"accuracy": accuracy, "epochs": self._epochs, "cpu": cpu, "wall": wall}
+        accuracy = float((right == self.test[1]).mean())
+        self.track.append([round(accuracy, 4), *(round(s, 2) for s in self._spent)])
 
 
 def network(data: Path, size: int) -> keras.Model:
@@ -120,12 +114,14 @@ def by_fine_tune(base: keras.Model, train: tuple, clock: Clock, seed: int) -> di
     history = ftk.fine_tune(model, train, seed=seed, verbose=0)
     clock.stop()
     clock.set_model(model)
-    clock.score("time")
-    clock.found["time"]["epochs"] = len(history.epoch)
+    clock.score()
     best, scores = history.best, history.history[history.best.monitor]
     return {
+        "most": history.plan.epochs,
+        "epochs": len(history.epoch),
         "phase": best.phase,
         "epoch": best.epoch,
+        "refit": history.refit,
         "validation": [round(float(v), 3) for v in scores],
         "notes": history.notes,
     }
@@ -159,7 +155,7 @@ def by_steps(base: keras.Model, train: tuple, clock: Clock, batch: int, steps: l
         base.trainable = learns
         model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
         model.fit(*train, batch_size=batch, epochs=epochs, callbacks=[clock], verbose=0)
-        if len(clock.found) == 2:
+        if clock.over:
             return
 
 
@@ -230,11 +226,12 @@ class Runs:
         """Runs what is missing."""
         for name, n, seed, way in self.wanted():
             row = {"set": name, "images": n, "seed": seed, "way": way}
-            took = {"epochs": 0, "cpu": 0.0}
+            epochs, cpu = 0, 0.0
             if way != "fine_tune":
-                took = self.rows[name, n, seed, "fine_tune"]["time"]
+                mine = self.rows[name, n, seed, "fine_tune"]
+                epochs, cpu = mine["most"], mine["track"][-1][1]
             run = self.peer if way in PEERS else self.keras
-            row |= run(name, n, seed, way, took["epochs"], took["cpu"])
+            row |= run(name, n, seed, way, epochs, cpu)
             self.rows[name, n, seed, way] = row
             with self.args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -254,10 +251,10 @@ class Runs:
         base = network(self.args.data, SETS[name])
         clock = Clock(test, epochs, cpu)
         if way == "fine_tune":
-            return {"best": by_fine_tune(base, train, clock, seed), **clock.found}
+            return {**by_fine_tune(base, train, clock, seed), "track": clock.track}
         base = Inference(base) if way == "meant" else base
         by_steps(base, train, clock, batch_size(len(rows)), steps(way, epochs))
-        return clock.found
+        return {"track": clock.track}
 
     def peer(self, name: str, n: int, seed: int, way: str, epochs: int, cpu: float) -> dict:
         """One run by another interpreter, which lives as long as this one."""
@@ -301,23 +298,35 @@ def table(rows: list[dict]) -> str:
         found[row["set"], row["images"], row["way"]][row["seed"]] = row
     cells = [c for c in itertools.product(SETS, (5, 20, 0)) if found[*c, "fine_tune"]]
 
+    def after(cell: tuple, way: str, seed: int, mark: str) -> list[float]:
+        """Accuracy and both clocks."""
+        mine, row = found[*cell, "fine_tune"][seed], found[*cell, way][seed]
+        if way == "fine_tune":
+            return row["track"][-1]
+        if mark == "epochs":
+            return row["track"][mine["most"] - 1]
+        limit = mine["track"][-1][1]
+        return [
+            r for i, r in enumerate(row.get("in time", row["track"])) if not i or r[1] <= limit
+        ][-1]
+
     def accuracy(cell: tuple, way: str, mark: str) -> str:
-        values = [100 * r["time" if way == "fine_tune" else mark]["accuracy"]
-                  for r in found[*cell, way].values()]  # fmt: skip
+        values = [100 * after(cell, way, seed, mark)[0] for seed in found[*cell, way]]
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
         return f"{statistics.mean(values):.1f} ± {error:.1f}" if values else ""
 
     def ratio(cell: tuple, way: str, kind: str) -> str:
-        mine, other = found[*cell, way], found[*cell, "guide"]
-        mark = "time" if way == "fine_tune" else "epochs"
-        values = [mine[s][mark][kind] / other[s]["epochs"][kind] for s in mine if s in other]
+        seeds, at = found[*cell, way].keys() & found[*cell, "guide"].keys(), 1 + (kind == "wall")
+        values = [
+            after(cell, way, s, "epochs")[at] / after(cell, "guide", s, "epochs")[at] for s in seeds
+        ]
         return f"{statistics.median(values):.2f}" if values else ""
 
     heads = [f"`{w}`" if w == "fine_tune" else w for w in WAYS]
     titles = {
-        "epochs": "Accuracy in percent after the same number of epochs",
+        "epochs": "Accuracy in percent after 30 epochs, of `fine_tune` when it ended by itself",
         "time": "After the same CPU time",
-        "wall": "Wall seconds, relative to those of guide with the same epochs",
+        "wall": "Wall seconds, relative to those of guide after 30 epochs",
         "cpu": "CPU seconds likewise",
     }
     lines = []

@@ -13,7 +13,7 @@ from finetune_keras import graph
 from finetune_keras.averaging.scoring import Goal, Score, goal
 from finetune_keras.recipes.phase import Phase, Refit
 
-__all__ = ["Best", "Values", "Watch"]
+__all__ = ["Best", "Values", "Watch", "margin"]
 
 _EVERY = 16  # batches; to look at each loss would wait for each step
 
@@ -36,6 +36,20 @@ class Best:
 
     def __str__(self) -> str:
         return f"{self.monitor} {self.value:.4g} after epoch {self.epoch + 1}, phase {self.phase!r}"
+
+
+def margin(share: float, count: int) -> float:
+    """The standard error of a share of so many examples, which is not 0 where it is 0 or 1; 0 for
+    what is no share.
+
+    Examples:
+        >>> round(margin(0.8, 20), 3), round(margin(1.0, 20), 3), margin(7.0, 20)
+        (0.091, 0.044, 0.0)
+    """
+    if not (count and 0 <= share <= 1):
+        return 0.0
+    share = (share * count + 1) / (count + 2)
+    return (share * (1 - share) / count) ** 0.5
 
 
 class Values:
@@ -97,13 +111,16 @@ class Watch(keras.callbacks.Callback):
         goal: what is compared; known after the first epoch.
         lost: where the loss stopped being a number, in words.
         score: what ``best`` is compared by.
+        probe: the best score of the first phase.
+        held: number of the examples that were held out, from all.
         own: the best score of the phase.
         since: epochs of the phase since then.
         improved: whether the last epoch was the best.
     """
 
-    def __init__(self, model: keras.Model, monitor: str):
+    def __init__(self, model: keras.Model, monitor: str, held: int = 0):
         super().__init__()
+        self.held = held
         self.values = self.start = Values(model)
         self.kept: Values | None = None
         self.path: tuple[tuple[int, int], ...] = ()
@@ -113,6 +130,7 @@ class Watch(keras.callbacks.Callback):
         self.lost = ""
         self.score: Score | None = None
         self.own: Score | None = None
+        self.probe: Score | None = None
         self.since, self.improved = 0, False
         self._monitor = monitor
         self._phase: Phase | None = None
@@ -151,6 +169,7 @@ class Watch(keras.callbacks.Callback):
         score = self.goal.score(held)
         if self.score is None or self.goal.order(score) > self.goal.order(self.score):
             self.score, self.values = score, Values(self.model, self.values)
+            self.probe = score if self._number == 0 else self.probe
             self.improved = True
             before = (p for p in self.path if p[0] != self._number)
             self.path = (*before, (self._number, epoch - self._first + 1))
@@ -164,7 +183,8 @@ class Watch(keras.callbacks.Callback):
 
     def _refit(self, epoch: int, held: dict[str, Any]) -> None:
         """At its end, the weights are those that the next phase begins with, or the model's: but
-        if even the examples held out, from which it has learned, are worse by them.
+        if even the examples held out, from which it has learned, are worse by them than by the
+        probe, or than by the best beyond chance.
         """
         if epoch - self._first + 1 < self._phase.epochs and not self.model.stop_training:
             return
@@ -174,7 +194,11 @@ class Watch(keras.callbacks.Callback):
         self.refitted = True
         if held and self.goal is not None and self.score is not None:
             score = self.goal.score(held)
-            self.refitted = bool(self.goal.order(score) >= self.goal.order(self.score))
+            rank, best = self.goal.rank(score), self.goal.rank(self.score)
+            near = self.goal.mode == "max" and rank >= best - margin(best, self.held)
+            near = near or self.goal.order(score) >= self.goal.order(self.score)
+            better = self.probe is None or self.goal.order(score) >= self.goal.order(self.probe)
+            self.refitted = bool(near and better)
         if not self.refitted:
             self.values, self.improved = self.kept, False
         self.kept = None

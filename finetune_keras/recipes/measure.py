@@ -31,16 +31,17 @@ def probe_losses(task: Task) -> tuple[float, ...] | None:
     gives them all.
 
     Returns:
-        One number a stage of ``task.stages``; ``None`` if the head cannot be solved, or a stage
-        cannot be computed apart.
+        The loss without any features, then one for each stage of ``task.stages``; ``None`` if the
+        head cannot be solved, or a stage cannot be computed apart.
     """
     head = task.solvable()
     network = None if head is None else _stages(task)
     if network is None:
         return None
     train, held = (_features(task, network, data) for data in _data(task))
+    none = [np.zeros((len(features[0][0]), 1), "float32") for features in (train, held)]
     found = []
-    for x, other in zip(train[0], held[0], strict=True):
+    for x, other in [none, *zip(train[0], held[0], strict=True)]:
         layer = keras.layers.Dense(head.layer.units, use_bias=head.layer.use_bias)
         layer.build((None, x.shape[-1]))
         probe = dataclasses.replace(head, layer=layer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import keras
+
 from finetune_keras import select
 from finetune_keras.recipes.measure import gradient_norms, probe_losses
 from finetune_keras.recipes.phase import Phase
@@ -12,7 +14,9 @@ from finetune_keras.recipes.task import Task
 __all__ = ["auto", "full", "gradual", "linear_probe", "lp_ft", "surgical"]
 
 _ENOUGH = 0.5  # of the largest relative gradient
-_SAME = 0.01  # of the lowest loss: probes that are as good
+_SERVES = 1 / 3  # of what features of all stages do
+# Batch normalisation bears a higher rate than attention does, and the same at each depth.
+_FASTER = 3.0
 
 
 def linear_probe(task: Task) -> Iterable[Phase]:
@@ -85,24 +89,32 @@ def surgical(task: Task) -> Iterable[Phase]:
 
 
 def auto(task: Task) -> Iterable[Phase]:
-    """A probe at each stage, then what comes after the stage whose features help most.
+    """A probe at each stage, then all that comes after the first one, if that serves the new task.
 
-    Up to there the features serve the new task as they are, and stay frozen; they are computed
-    once, and the rest is trained on them. Where the stages cannot be compared it is `lp_ft`.
+    The features of the first quarter, such as edges and colours, are the most general (Yosinski et
+    al. 2014, arXiv:1411.1792), and the most costly; there they are computed once. How far they
+    serve is measured: by the probe on them, on the way from the loss without any features to that
+    of the best probe. Where they do not, or the stages cannot be compared, everything learns.
     """
     yield task.probe()
     losses = task.measured("probe losses", probe_losses)
-    if losses is None or len(losses) < 2:
+    rates = {}
+    if any(isinstance(x, keras.layers.BatchNormalization) for b in task.blocks for x in b.layers):
+        rates = {"times": _FASTER, "layer_decay": None}
+    if losses is None or len(losses) < 3:
         task.say("auto: the depths cannot be compared by solved probes, so everything is thawed")
-        yield task.phase("all", select.everything())
+        yield task.phase("all", select.everything(), **rates)
         return
-    best = next(i for i, x in enumerate(losses) if x <= min(losses) * (1 + _SAME))
-    # Where features get better to the end, the last of them may still get better for this task.
-    first = min(best + 1, len(losses) - 1)
-    start = task.stages[first].start
+    chance, *losses = losses
     ends = [task.blocks[stage.stop - 1].name for stage in task.stages]
     told = ", ".join(f"{x:.3g} after {name!r}" for x, name in zip(losses, ends, strict=True))
-    why = "where features stop helping" if first == best + 1 else "though features help to the end"
-    task.say(f"auto: probes have the loss {told}; thawed after {ends[first - 1]!r}, {why}")
-    top = select.blocks(slice(start, None)) | select.head()
-    yield task.phase(f"after {ends[first - 1]}", top)
+    told = f"auto: probes have the loss {told}, and {chance:.3g} without features"
+    way = chance - min(losses)
+    share = (chance - losses[0]) / way if way > 0 else 0.0
+    if share < _SERVES:
+        task.say(f"{told}: the first come {max(share, 0):.0%} of the way, so everything is thawed")
+        yield task.phase("all", select.everything(), **rates)
+        return
+    task.say(f"{told}: the first come {share:.0%} of the way and stay; thawed after {ends[0]!r}")
+    top = select.blocks(slice(task.stages[1].start, None)) | select.head()
+    yield task.phase(f"after {ends[0]}", top, **rates)

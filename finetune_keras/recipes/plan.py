@@ -184,7 +184,7 @@ def make(
         reasons["layer_decay"] = why
         share = "a tenth" if decay is not None else "a hundredth"
         why = f"{share} of Keras' default for {kind}, as pretrained layers forget at more; or "
-        why += "what a range test finds in a phase of 300 steps or more"
+        why += "what a range test finds in a phase of 1000 steps or more"
         usual = head * (0.1 if decay is not None else 0.01)
         rate = choose("learning_rate", given, usual, why)
     if patience is not None:

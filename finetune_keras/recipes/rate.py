@@ -17,7 +17,7 @@ from finetune_keras.recipes.examples import Examples
 __all__ = ["SHARE", "find", "steps"]
 
 SHARE = 0.1  # of the steps of a phase, at most
-_STEPS = (30, 60)
+_STEPS = 100
 _RANGE = (1e-5, 1.0)
 _FAR = 10  # times the usual rate, in either direction: what is further off is not believed
 
@@ -26,11 +26,10 @@ def steps(total: int) -> int:
     """How many steps a range test takes before ``total`` steps of training; 0 for no test.
 
     Examples:
-        >>> steps(240), steps(450), steps(5000)
-        (0, 45, 60)
+        >>> steps(900), steps(1000)
+        (0, 100)
     """
-    found = min(round(SHARE * total), _STEPS[1])
-    return found if found >= _STEPS[0] else 0
+    return _STEPS if SHARE * total >= _STEPS else 0
 
 
 def find(

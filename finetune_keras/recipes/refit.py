@@ -7,10 +7,34 @@ from collections.abc import Iterator
 
 import keras
 
+from finetune_keras.recipes.best import margin
 from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.task import Task
 
 __all__ = ["phases"]
+
+
+def lasting(values: list[float], best: float, held: int) -> int:
+    """The epochs of a phase until the last one that may be as good as the best of all.
+
+    Among few examples the best epoch is one of several by chance, and an early one would cut the
+    training short. An accuracy of ``held`` examples within its standard error counts as good, the
+    more so as the rate is lower in later epochs; of other scores, such as a loss, only the best.
+
+    Args:
+        values: the score of each epoch.
+        best: the best of them.
+        held: the number of examples.
+
+    Examples:
+        >>> lasting([0.6, 0.8, 0.75, 0.75, 0.6], 0.8, 20)
+        4
+        >>> lasting([0.6, 0.8, 0.75, 0.75, 0.6], 0.8, 2000), lasting([0.9, 0.5, 0.7], 0.5, 20)
+        (2, 2)
+    """
+    most = max(values) == best > min(values)
+    error = margin(best, held) if most and min(values) >= 0 else 0.0
+    return max(i for i, v in enumerate(values, 1) if abs(v - best) <= error)
 
 
 def phases(task: Task, done: list[tuple[Phase, int]]) -> Iterator[Refit]:
@@ -23,7 +47,7 @@ def phases(task: Task, done: list[tuple[Phase, int]]) -> Iterator[Refit]:
 
     Args:
         task: the run.
-        done: those phases, and the number of epochs of each.
+        done: those phases, and the number of epochs of each, from `lasting`.
     """
     held = task.data.validation
     many = f"{len(keras.tree.flatten(held[0])[0])} " if isinstance(held, tuple) else ""

@@ -18,6 +18,7 @@ from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.progress import Progress
+from finetune_keras.recipes.refit import lasting
 from finetune_keras.recipes.refit import phases as refit
 from finetune_keras.recipes.statistics import following
 from finetune_keras.recipes.survive import Survival
@@ -70,7 +71,9 @@ def run(
         ValueError: if the loss is no number before anything was learned.
     """
     model, optimizer = task.model, task.optimizer
-    watch = Watch(model, task.plan.monitor)
+    whole = task.data.whole
+    held = 0 if whole is None else whole.count - task.data.count
+    watch = Watch(model, task.plan.monitor, held)
     history = keras.callbacks.History()
     history.set_model(model)
     history.epoch, history.history, history.interrupted = [], {}, False
@@ -80,7 +83,7 @@ def run(
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
     try:
-        for number, phase in enumerate(_phases(task, recipe, watch)):
+        for number, phase in enumerate(_phases(task, recipe, watch, history)):
             last, told, over = phase, _Told(), 0
             past = kept is not None and kept.past(number, phase)
             if verbose and not past:
@@ -140,14 +143,23 @@ def run(
     return history
 
 
-def _phases(task: Task, recipe: Callable[[Task], Iterable[Phase]], watch: Watch) -> Iterator[Phase]:
+def _phases(
+    task: Task,
+    recipe: Callable[[Task], Iterable[Phase]],
+    watch: Watch,
+    history: keras.callbacks.History,
+) -> Iterator[Phase]:
     """Those of the recipe, and those that led to the best weights once more."""
     given = []
     for phase in recipe(task):
         given.append(phase)
         yield phase
     if task.plan.refit and watch.path:
-        yield from refit(task, [(given[number], epochs) for number, epochs in watch.path])
+        path = [(given[number], epochs) for number, epochs in watch.path]
+        scores, names = history.history[watch.best.monitor], history.history["phase"]
+        own = [s for s, name in zip(scores, names, strict=True) if name == watch.best.phase]
+        last = lasting(own, watch.best.value, watch.held)
+        yield from refit(task, [*path[:-1], (path[-1][0], last)])
 
 
 def _data(task: Task, phase: Phase) -> Examples:

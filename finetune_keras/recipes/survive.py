@@ -97,6 +97,7 @@ class Survival(keras.callbacks.Callback):
         watch.values = self._values("best")
         watch.best = Best(**state["best"]) if state["best"] else None
         watch.score = Score(*state["score"]) if state["score"] else None
+        watch.probe = Score(*state["probe"]) if state["probe"] else None
         watch.path = tuple(map(tuple, state["path"]))
         watch.kept = self._values("kept") if state["kept"] else None
         watch.refitted = state["refitted"]
@@ -202,6 +203,7 @@ class Survival(keras.callbacks.Callback):
                 "score": dataclasses.astuple(watch.score) if watch.score else None,
                 "own": dataclasses.astuple(watch.own) if watch.own else None,
                 "since": watch.since,
+                "probe": dataclasses.astuple(watch.probe) if watch.probe else None,
                 "path": watch.path,
                 "kept": watch.kept is not None,
                 "refitted": watch.refitted,
