@@ -728,7 +728,7 @@ def test_relative_gradients_are_those_of_the_loss():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def test_auto_freezes_up_to_where_features_stop_helping(data):
+def test_auto_keeps_the_first_quarter_where_it_serves(data):
     model, watch = compiled(), Weights()
     before = snapshot(model)
     # The mean colour tells the classes, and the stem passes it on.
@@ -736,13 +736,31 @@ def test_auto_freezes_up_to_where_features_stop_helping(data):
         model, data[0], validation_data=data[1], epochs=1, callbacks=[watch], verbose=0
     )
     assert history.history["phase"] == ["probe", "after stem_relu"]
-    assert "stop helping" in history.notes[0]
+    assert "100% of the way and stay" in history.notes[0]
     learn = watch.learn[1] - head(before)
     assert {p.split("/")[1].split("_")[0] for p in learn} == {"block1", "block2"}
+    assert not norms(learn)
     assert moved(before, model) <= watch.learn[1] | head(before)
 
 
-def task_of(model, data):
+@pytest.mark.parametrize(("given", "rate"), [(None, 3e-3), (1e-4, 1e-4)])
+def test_auto_trains_batch_normalised_networks_at_one_higher_rate(given, rate, data):
+    task = task_of(compiled(), (*data,), learning_rate=given)
+    _, phase = recipes.auto(task)
+    assert (phase.learning_rate, phase.layer_decay) == (pytest.approx(rate), None)
+
+
+def test_auto_trains_other_networks_at_rates_that_fall_with_depth():
+    model = chain()
+    ftk.compile(model, optimizer="adam", loss="mse")
+    x, y = curves()
+    task = task_of(model, ((x, y), (x, y)))
+    _, phase = recipes.auto(task)
+    assert (phase.learning_rate, phase.layer_decay) == (pytest.approx(1e-3), task.plan.layer_decay)
+    assert phase.layer_decay is not None
+
+
+def task_of(model, data, **given):
     from finetune_keras.recipes import examples, plan
 
     found = examples.examples(model, *data, None)
@@ -756,7 +774,7 @@ def task_of(model, data):
         refit=True,
         callbacks=[],
         timed=False,
-        **dict.fromkeys(names),
+        **dict.fromkeys(names) | given,
     )
     return recipes.Task(model, found, made, keras.optimizers.SGD())
 
@@ -770,21 +788,24 @@ def test_a_stage_that_forgets_has_the_loss_of_chance(data):
             if unit.path == f"inner/{name}/kernel":
                 unit.variable.assign(np.zeros(unit.variable.shape, "float32"))
     losses = measure.probe_losses(task_of(model, data))
+    chance, *losses = losses
     assert len(losses) == 3
+    assert chance == pytest.approx(np.log(3), abs=1e-3)
     assert losses[0] < 0.5 * losses[2]
-    assert losses[2] == pytest.approx(np.log(3), abs=1e-3)
+    assert losses[2] == pytest.approx(chance, abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("losses", "start", "why"),
     [
-        ((0.5, 0.6, 0.7), 1, "stop helping"),
-        ((0.6, 0.5, 0.501), 2, "stop helping"),
-        ((0.7, 0.6, 0.5), 2, "to the end"),
-        ((0.502, 0.5, 0.5), 1, "stop helping"),
+        ((1.1, 0.5, 0.6, 0.7), 1, "100% of the way and stay"),
+        ((1.1, 0.86, 0.5, 0.4), 1, "34% of the way and stay"),
+        ((1.1, 0.9, 0.4, 0.4), 0, "29% of the way, so everything is thawed"),
+        ((1.1, 1.4, 0.4, 0.5), 0, " 0% of the way, so everything is thawed"),
+        ((1.1, 1.4, 1.2, 1.3), 0, " 0% of the way, so everything is thawed"),
     ],
 )
-def test_auto_thaws_after_the_first_stage_that_is_as_good_as_any(
+def test_auto_thaws_everything_unless_the_first_features_serve(
     data, monkeypatch, losses, start, why
 ):
     from finetune_keras.recipes import named

@@ -111,6 +111,56 @@ def test_killed_at_each_epoch_it_ends_the_same(recipe, tmp_path):
         assert same(run(directory, recipe, epochs=2), whole), epoch
 
 
+@pytest.mark.parametrize("kind", ["arrays", "data set"])
+def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
+    def data():
+        x, y = images(30, 8)
+        train = (x, y) if kind == "arrays" else ftk.data.arrays(x, y, batch_size=6, seed=3)
+        return train, None
+
+    options = {"epochs": 2, "learning_rate": 3e-3}
+    whole = run(tmp_path / "whole", "lp_ft", data=data(), **options)
+    phases = whole[1].history["phase"]
+    assert whole[1].refit
+    assert "refit probe" in phases, phases
+    assert "refit all" in phases, phases
+    again = phases.index("refit probe")
+    ends = [(epoch, "end") for epoch in range(again - 1, len(phases))]
+    for epoch, where in [*ends, (again, "begin"), (again, "batch"), (len(phases) - 1, "batch")]:
+        directory = tmp_path / f"{where}{epoch}"
+        with pytest.raises(Killed):
+            run(directory, "lp_ft", data=data(), kill=Kill(epoch, where), **options)
+        found = run(directory, "lp_ft", data=data(), **options)
+        assert same(found, whole), (epoch, where)
+        assert found[1].refit
+        assert found[1].notes == whole[1].notes
+
+
+@pytest.mark.parametrize("epoch", [4, 5, 6])
+def test_a_refit_that_ends_worse_is_undone_in_a_later_process_too(epoch, tmp_path):
+    def spoil():
+        return [Kill(epoch, "end"), Spoiled()]
+
+    options = {"epochs": 2, "data": (images(30, 8), None), "monitor": "val_loss"}
+    whole = run(tmp_path / "whole", "lp_ft", kill=[Spoiled()], **options)
+    assert whole[1].refit is False
+    assert len(whole[1].epoch) > epoch, whole[1].history["phase"]
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", "lp_ft", kill=spoil(), **options)
+    found = run(tmp_path / "broken", "lp_ft", kill=[Spoiled()], **options)
+    assert same(found, whole)
+    assert found[1].refit is False
+
+
+class Spoiled(keras.callbacks.Callback):
+    """What learns is of no use after the fourth epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch >= 4:
+            for i, variable in enumerate(self.model.trainable_variables):
+                variable.assign(np.full(variable.shape, float(-(i % 2)), "float32"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "epoch", "where"),
     [
