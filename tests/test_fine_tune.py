@@ -743,21 +743,15 @@ def test_auto_keeps_the_first_quarter_where_it_serves(data):
     assert moved(before, model) <= watch.learn[1] | head(before)
 
 
-@pytest.mark.parametrize(("given", "rate"), [(None, 3e-3), (1e-4, 1e-4)])
-def test_auto_trains_batch_normalised_networks_at_one_higher_rate(given, rate, data):
-    task = task_of(compiled(), (*data,), learning_rate=given)
-    _, phase = recipes.auto(task)
-    assert (phase.learning_rate, phase.layer_decay) == (pytest.approx(rate), None)
-
-
-def test_auto_trains_other_networks_at_rates_that_fall_with_depth():
-    model = chain()
-    ftk.compile(model, optimizer="adam", loss="mse")
-    x, y = curves()
-    task = task_of(model, ((x, y), (x, y)))
-    _, phase = recipes.auto(task)
-    assert (phase.learning_rate, phase.layer_decay) == (pytest.approx(1e-3), task.plan.layer_decay)
-    assert phase.layer_decay is not None
+def test_auto_trains_batch_normalised_networks_at_one_higher_rate(data):
+    for given, rate in ((None, 3e-3), (1e-4, 1e-4)):  # of SGD
+        _, phase = recipes.auto(task_of(compiled(), data, learning_rate=given))
+        assert (phase.learning_rate, phase.layer_decay) == (pytest.approx(rate), None)
+    model = of_curves()
+    found = task_of(model, (curves(), curves()))
+    _, phase = recipes.auto(found)
+    assert phase.learning_rate == pytest.approx(1e-3)
+    assert phase.layer_decay == found.plan.layer_decay is not None
 
 
 def task_of(model, data, **given):

@@ -164,8 +164,7 @@ class Watch(keras.callbacks.Callback):
         if isinstance(self._phase, Refit):
             self._refit(epoch, held)
             return
-        if self.goal is None:
-            self.goal = goal(self.model, held, self._monitor, "auto")
+        self._aim(held)
         score = self.goal.score(held)
         if self.score is None or self.goal.order(score) > self.goal.order(self.score):
             self.score, self.values = score, Values(self.model, self.values)
@@ -181,6 +180,10 @@ class Watch(keras.callbacks.Callback):
         if self._phase.patience is not None and self.since >= self._phase.patience:
             self.model.stop_training = True
 
+    def _aim(self, held: dict[str, Any]) -> None:
+        if self.goal is None:
+            self.goal = goal(self.model, held, self._monitor, "auto")
+
     def _refit(self, epoch: int, held: dict[str, Any]) -> None:
         """At its end, the weights are those that the next phase begins with, or the model's: but
         if even the examples held out, from which it has learned, are worse by them than by the
@@ -192,7 +195,8 @@ class Watch(keras.callbacks.Callback):
         if not self._phase.last:
             return
         self.refitted = True
-        if held and self.goal is not None and self.score is not None:
+        if held and self.score is not None:
+            self._aim(held)
             score = self.goal.score(held)
             rank, best = self.goal.rank(score), self.goal.rank(self.score)
             near = self.goal.mode == "max" and rank >= best - margin(best, self.held)

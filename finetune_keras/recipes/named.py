@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import keras
-
 from finetune_keras import select
 from finetune_keras.recipes.measure import gradient_norms, probe_losses
 from finetune_keras.recipes.phase import Phase
@@ -15,8 +13,6 @@ __all__ = ["auto", "full", "gradual", "linear_probe", "lp_ft", "surgical"]
 
 _ENOUGH = 0.5  # of the largest relative gradient
 _SERVES = 1 / 3  # of what features of all stages do
-# Batch normalisation bears a higher rate than attention does, and the same at each depth.
-_FASTER = 3.0
 
 
 def linear_probe(task: Task) -> Iterable[Phase]:
@@ -98,12 +94,9 @@ def auto(task: Task) -> Iterable[Phase]:
     """
     yield task.probe()
     losses = task.measured("probe losses", probe_losses)
-    rates = {}
-    if any(isinstance(x, keras.layers.BatchNormalization) for b in task.blocks for x in b.layers):
-        rates = {"times": _FASTER, "layer_decay": None}
     if losses is None or len(losses) < 3:
         task.say("auto: the depths cannot be compared by solved probes, so everything is thawed")
-        yield task.phase("all", select.everything(), **rates)
+        yield task.phase("all", select.everything())
         return
     chance, *losses = losses
     ends = [task.blocks[stage.stop - 1].name for stage in task.stages]
@@ -113,8 +106,8 @@ def auto(task: Task) -> Iterable[Phase]:
     share = (chance - losses[0]) / way if way > 0 else 0.0
     if share < _SERVES:
         task.say(f"{told}: the first come {max(share, 0):.0%} of the way, so everything is thawed")
-        yield task.phase("all", select.everything(), **rates)
+        yield task.phase("all", select.everything())
         return
     task.say(f"{told}: the first come {share:.0%} of the way and stay; thawed after {ends[0]!r}")
     top = select.blocks(slice(task.stages[1].start, None)) | select.head()
-    yield task.phase(f"after {ends[0]}", top, **rates)
+    yield task.phase(f"after {ends[0]}", top)

@@ -181,12 +181,14 @@ def make(
     else:
         head_rate = head
         decay, why = _decay(model, optimizer)
+        share, times = ("a tenth", 0.1) if decay is not None else ("a hundredth", 0.01)
+        if recipe == "auto" and decay is not None and _batch_normalised(model):
+            decay, why = None, "batch normalisation bears one rate at each depth"
+            share, times = "three tenths", 0.3
         reasons["layer_decay"] = why
-        share = "a tenth" if decay is not None else "a hundredth"
         why = f"{share} of Keras' default for {kind}, as pretrained layers forget at more; or "
         why += "what a range test finds in a phase of 1000 steps or more"
-        usual = head * (0.1 if decay is not None else 0.01)
-        rate = choose("learning_rate", given, usual, why)
+        rate = choose("learning_rate", given, head * times, why)
     if patience is not None:
         patience = whole("patience", patience, 1)
     why = "epochs without a better validation score end a phase: a quarter of all, 3 or more"
@@ -276,6 +278,11 @@ def _decay(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> tuple[f
     except ValueError as e:
         return None, str(e)
     return decay, f"a block, so that the first of {depth} learns at about {decay**depth:.2g} of it"
+
+
+def _batch_normalised(model: keras.Model) -> bool:
+    found = [layer for block in blocks.blocks(model) for layer in block.layers]
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in found)
 
 
 def _outputs(model: keras.Model) -> list[Output]:

@@ -119,22 +119,13 @@ class Task:
         own |= {"epochs": self.plan.epochs, "patience": self.plan.patience}
         return self._rated(Phase(learning_rate=self.plan.head_rate, **own))
 
-    def phase(
-        self, name: str, learn: select.Selector, *, times: float = 1.0, **changes: Any
-    ) -> Phase:
+    def phase(self, name: str, learn: select.Selector, **changes: Any) -> Phase:
         """A phase with the planned numbers, but for ``changes``; its rate is from a range test
         if it is in neither, and there are steps enough.
-
-        Args:
-            name: as in `Phase`.
-            learn: as in `Phase`.
-            times: of the planned rate, unless that is the user's.
-            **changes: of `Phase`.
         """
-        rate = self.plan.learning_rate
         planned = {
             "epochs": self.plan.epochs,
-            "learning_rate": rate * times if self.plan.ranged else rate,
+            "learning_rate": self.plan.learning_rate,
             "layer_decay": self.plan.layer_decay,
             "patience": self.plan.patience,
         }
