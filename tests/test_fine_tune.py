@@ -503,7 +503,7 @@ def test_statistics_follow_the_new_data_where_they_learn(norms):
     x, y = images(64)
     model, seen = compiled(), []
     ftk.freeze(model, ~select.head())
-    layer = model.get_layer("inner").get_layer("block1_bn")
+    layer = model.get_layer("inner").get_layer("stem_bn")
     before = value(layer.moving_mean)
     assert layer.momentum == 0.99
 
@@ -511,15 +511,18 @@ def test_statistics_follow_the_new_data_where_they_learn(norms):
         def on_train_begin(self, logs=None):
             seen.append(layer.momentum)
 
+        def on_epoch_end(self, epoch, logs=None):  # in the end they are those of the best epoch
+            self.mean = value(layer.moving_mean)
+
+    look = Look()
+
     def recipe(task):
         yield recipes.Phase("all", select.everything(), epochs=4, learning_rate=1e-12, norms=norms)
 
-    ftk.fine_tune(
-        model, (x, y), validation_data=(x, y), recipe=recipe, callbacks=[Look()], verbose=0
-    )
+    ftk.fine_tune(model, (x, y), validation_data=(x, y), recipe=recipe, callbacks=[look], verbose=0)
     assert layer.momentum == 0.99
     assert seen == [0.9 if norms else 0.99]
-    moved_by = value(layer.moving_mean) - before
+    moved_by = look.mean - before
     if not norms:
         assert not moved_by.any()
         return
@@ -528,7 +531,7 @@ def test_statistics_follow_the_new_data_where_they_learn(norms):
     inner = keras.Model(network.inputs, layer.input)
     batches = [value(inner(x[i : i + 8])) for i in range(0, 64, 8)]
     difference = np.concatenate(batches).mean((0, 1, 2)) - before
-    np.testing.assert_allclose(moved_by, difference, rtol=0.3, atol=0.02)
+    np.testing.assert_allclose(moved_by, difference, rtol=0.1, atol=1e-3)
 
 
 def test_a_fifth_is_held_out_in_proportion(data):

@@ -17,6 +17,7 @@ from finetune_keras.data.order import Order
 from finetune_keras.recipes import chance
 from finetune_keras.recipes import folder as folders
 from finetune_keras.recipes.examples import Examples
+from finetune_keras.recipes.phase import Phase
 
 layers = keras.layers
 
@@ -138,14 +139,16 @@ def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
 
 @pytest.mark.parametrize("epoch", [4, 5])
 def test_a_refit_that_ends_worse_is_undone_in_a_later_process_too(epoch, tmp_path):
+    def recipe(task):
+        yield Phase("first", select.head(), epochs=1, learning_rate=1e-9)
+        yield Phase("all", select.everything(), epochs=3, learning_rate=1e-3)
+
     def one(directory, *callbacks):
-        options = {"epochs": 3, "monitor": "val_loss", "learning_rate": 1e-3}
-        data = images(30, 8), None
-        model = network(dropout=0)
-        return run(directory, "lp_ft", kill=[*callbacks], model=model, data=data, **options)
+        options = {"data": (images(30, 8), None), "monitor": "val_loss"}
+        return run(directory, recipe, kill=[*callbacks], model=network(dropout=0), **options)
 
     whole = one(tmp_path / "whole", Spoiled())
-    assert whole[1].history["phase"][4:] == ["refit probe", "refit all"]
+    assert whole[1].history["phase"][4:6] == ["refit first", "refit all"]
     assert whole[1].refit is False
     with pytest.raises(Killed):
         one(tmp_path / "broken", Kill(epoch, "end"), Spoiled())

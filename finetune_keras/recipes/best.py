@@ -44,7 +44,7 @@ def margin(share: float, count: int) -> float:
 
     Examples:
         >>> round(margin(0.8, 20), 3), round(margin(1.0, 20), 3), margin(7.0, 20)
-        (0.091, 0.044, 0.0)
+        (0.094, 0.047, 0.0)
     """
     if not (count and 0 <= share <= 1):
         return 0.0

@@ -135,7 +135,7 @@ def fine_tune(
         >>> x, y = np.random.uniform(0, 255, (20, 24, 24, 3)), np.arange(20) % 2
         >>> history = ftk.fine_tune(model, (x, y), recipe="linear_probe", verbose=0)
         >>> history.history["phase"], history.best.phase
-        (['probe'], 'probe')
+        (['probe', 'refit probe'], 'probe')
     """
     if not isinstance(model, keras.Model):
         hint = "; pass its .model" if isinstance(getattr(model, "model", None), keras.Model) else ""
