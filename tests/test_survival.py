@@ -122,9 +122,8 @@ def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
     options = {"epochs": 2, "learning_rate": 3e-3}
     whole = run(tmp_path / "whole", "lp_ft", data=data(), **options)
     phases = whole[1].history["phase"]
-    assert whole[1].refit
     assert "refit probe" in phases, phases
-    assert "refit all" in phases, phases
+    assert kind == "data set" or "refit all" in phases, phases
     again = phases.index("refit probe")
     ends = [(epoch, "end") for epoch in range(again - 1, len(phases))]
     for epoch, where in [*ends, (again, "begin"), (again, "batch"), (len(phases) - 1, "batch")]:
@@ -133,7 +132,7 @@ def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
             run(directory, "lp_ft", data=data(), kill=Kill(epoch, where), **options)
         found = run(directory, "lp_ft", data=data(), **options)
         assert same(found, whole), (epoch, where)
-        assert found[1].refit
+        assert found[1].refit == whole[1].refit
         assert found[1].notes == whole[1].notes
 
 
@@ -141,7 +140,7 @@ def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
 def test_a_refit_that_ends_worse_is_undone_in_a_later_process_too(epoch, tmp_path):
     def recipe(task):
         yield Phase("first", select.head(), epochs=1, learning_rate=1e-9)
-        yield Phase("all", select.everything(), epochs=3, learning_rate=1e-3)
+        yield Phase("all", select.everything(), epochs=3, learning_rate=1e-9)
 
     def one(directory, *callbacks):
         options = {"data": (images(30, 8), None), "monitor": "val_loss"}
@@ -159,9 +158,12 @@ def test_a_refit_that_ends_worse_is_undone_in_a_later_process_too(epoch, tmp_pat
 
 
 class Spoiled(keras.callbacks.Callback):
-    """What learns is of no use after the fourth epoch."""
+    """The second epoch is better than the first; what learns after the fourth is of no use."""
 
     def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            kernel = self.model.get_layer("classes").kernel
+            kernel.assign(np.zeros(kernel.shape, "float32"))
         if epoch >= 4:
             for i, variable in enumerate(self.model.trainable_variables):
                 value = np.random.default_rng(i).normal(0, 30, variable.shape)
