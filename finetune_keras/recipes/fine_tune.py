@@ -100,7 +100,8 @@ def fine_tune(
         refit: whether, after all phases, those that led to the best weights are done once more
             from the start, with the examples that were held out by default, each for as many
             epochs as it took. Where ``validation_data`` are given there is nothing to add. It is
-            undone if it ends with a worse score on these examples even so.
+            undone if even so it ends worse on these examples than the probe, or than the best by
+            more than the standard error of an accuracy.
         callbacks: as in ``fit``; they see all phases, whose epochs are numbered on.
         seed: sets the random states of Python, NumPy and Keras, and what is held out.
         directory: keeps the run after each epoch: weights, optimizer, random states, the best so

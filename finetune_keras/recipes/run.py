@@ -156,10 +156,13 @@ def _phases(
         yield phase
     if task.plan.refit and watch.path:
         path = [(given[number], epochs) for number, epochs in watch.path]
-        scores, names = history.history[watch.best.monitor], history.history["phase"]
-        own = [s for s, name in zip(scores, names, strict=True) if name == watch.best.phase]
+        phase, epochs = path[-1]
+        first = watch.best.epoch - epochs + 1  # names may stand for several phases
+        told = slice(first, first + phase.epochs)
+        scores, names = history.history[watch.best.monitor][told], history.history["phase"][told]
+        own = [s for s, name in zip(scores, names, strict=True) if name == phase.name]
         last = lasting(own, watch.best.value, watch.held)
-        yield from refit(task, [*path[:-1], (path[-1][0], last)])
+        yield from refit(task, [*path[:-1], (phase, last)])
 
 
 def _data(task: Task, phase: Phase) -> Examples:
