@@ -13,7 +13,7 @@ import pytest
 from conftest import classifier, images
 
 import finetune_keras as ftk
-from finetune_keras import heads, select
+from finetune_keras import heads, recipes, select
 from finetune_keras.cache import engines, forward, shared
 from finetune_keras.cross_validate import Run
 
@@ -147,6 +147,25 @@ def test_a_group_is_on_one_side_only():
         assert all(sides)
         of = [{groups[i] for i in side} for side in sides]
         assert sum(map(len, of)) == 10
+
+
+def test_in_the_end_a_run_learns_from_what_it_chose_by_too(monkeypatch):
+    (x, y), took, seen = numbered(40, 2), Took(), []
+    groups, plain = np.arange(40) // 4, recipes.run.fit
+
+    def fit(model, x, *args, **kwargs):
+        seen.append(ids(x))
+        return plain(model, x, *args, **kwargs)
+
+    monkeypatch.setattr(recipes.run, "fit", fit)
+    ftk.cross_validate(small, (x, y), groups=groups, train=took, folds=2, verbose=0)
+    ftk.cross_validate(small, (x, y), groups=groups, **PROBE)
+    learn, choose = took.learn, took.choose
+    assert seen == [learn[0], learn[0] | choose[0], learn[1], learn[1] | choose[1]]
+    assert not (learn[0] | choose[0]) & (learn[1] | choose[1])
+    seen.clear()
+    ftk.cross_validate(small, (x, y), validation_data=numbered(6), **PROBE)
+    assert [len(s) for s in seen] == [20, 20]
 
 
 def test_validation_data_of_your_own_leave_all_folds_to_learn_from():
@@ -341,10 +360,12 @@ def test_features_are_computed_once_for_all_runs(conv, rows_computed, monkeypatc
 
     rows_computed.clear()
     unshared(monkeypatch)
-    apart = ftk.cross_validate(build, data, **PROBE)
+    ftk.cross_validate(build, data, **PROBE, refit=False)
     assert set(rows_computed.values()) == {2}
-    assert [r.scores for r in apart.runs] == [r.scores for r in found.runs]
-    np.testing.assert_array_equal(apart.predictions, found.predictions)
+    again = ftk.cross_validate(build, data, **PROBE)
+    assert max(rows_computed.values()) > 4
+    assert [r.scores for r in again.runs] == [r.scores for r in found.runs]
+    np.testing.assert_array_equal(again.predictions, found.predictions)
 
 
 def test_recipes_that_go_on_share_the_features_of_their_probe(rows_computed):
@@ -538,6 +559,7 @@ def test_a_run_that_fine_tune_cut_short_is_not_counted():
         folds=3,
         recipe="full",
         epochs=1,
+        refit=False,
         callbacks=[Interrupts()],
         verbose=0,
     )

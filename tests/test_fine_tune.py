@@ -1,5 +1,7 @@
 """`finetune_keras.fine_tune`: phases, the best of all, the plan."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from conftest import chain, classifier, images, learners, moved, snapshot, value
 
 import finetune_keras as ftk
 from finetune_keras import heads, recipes, select
+from finetune_keras.cache import engines, forward
 
 layers = keras.layers
 LOSS = "sparse_categorical_crossentropy"
@@ -446,6 +449,51 @@ def test_the_best_training_is_done_again_with_what_was_held_out(monkeypatch):
     assert history.plan.reasons["refit"]
 
 
+def test_of_phases_with_one_name_each_is_done_again_for_its_own_length():
+    def twice(task):
+        for rate in (1e-2, 1e-3):
+            yield recipes.Phase("all", select.everything(), epochs=3, learning_rate=rate)
+
+    model, made = of_curves(), []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            made.append(self.params["epochs"])
+
+    history = ftk.fine_tune(
+        model, curves(), recipe=twice, batch_size=8, callbacks=[Note()], seed=0, verbose=0
+    )
+    scores, phases = history.history["val_loss"], history.history["phase"]
+    assert phases[:6] == ["all"] * 6
+    assert history.best.epoch == int(np.argmin(scores[:6]))
+    assert history.best.epoch >= 3
+    first = int(np.argmin(scores[:3])) + 1
+    second = history.best.epoch - 3 + 1
+    assert made[2:] == [6 + first, 6 + first + second]
+    assert phases[6:] == ["refit all"] * (first + second)
+
+
+def test_a_refit_computes_what_is_frozen_no_second_time(monkeypatch):
+    seen, choose = collections.Counter(), engines.choose
+
+    def counting(*args, **kwargs):
+        engine = choose(*args, **kwargs)
+
+        def run(arrays):
+            seen.update({a.tobytes() for a in arrays[0]})
+            return engine.run(arrays)
+
+        return engines.Engine(engine.record, run)
+
+    monkeypatch.setattr(forward.engines, "choose", counting)
+    x, y = images(40)
+    model = compiled()
+    history = ftk.fine_tune(model, (x, y), recipe="linear_probe", verbose=0)
+    assert history.refit is True
+    assert len(seen) == 40
+    assert set(seen.values()) == {1}
+
+
 @pytest.mark.parametrize("given", ["refit=False", "validation_data"])
 def test_without_a_refit_the_best_weights_remain(given):
     x, y = curves()
@@ -466,33 +514,41 @@ class Spoil(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         value = {"nan": np.nan, "worse": 7.0}.get(self.end)
-        if epoch >= 4 and value is not None:
+        if epoch >= 6 and value is not None:
             for variable in self.model.trainable_variables:
                 variable.assign(np.full(variable.shape, value, "float32"))
 
     def on_epoch_end(self, epoch, logs=None):
-        if epoch == 4 and self.end == "ctrl-c":
+        if epoch == 6 and self.end == "ctrl-c":
             raise KeyboardInterrupt
+        if epoch == 6 and self.end == "stopped":
+            self.model.stop_training = True
 
 
-@pytest.mark.parametrize("end", ["nan", "worse", "ctrl-c"])
+def learning(task):
+    """Better at each epoch, so far from the end is it."""
+    yield recipes.Phase("probe", select.head(), epochs=1, learning_rate=1e-3)
+    yield recipes.Phase("all", select.everything(), epochs=4, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("end", ["nan", "worse", "ctrl-c", "stopped"])
 def test_a_refit_that_fails_leaves_the_best(end):
     x, y = curves()
     model, plain = of_curves(), of_curves()
     model.set_weights(plain.get_weights())
-    settings = {"recipe": "lp_ft", "epochs": 2, "seed": 0, "verbose": 0}
+    settings = {"recipe": learning, "epochs": 4, "batch_size": 8, "seed": 0, "verbose": 0}
     best = ftk.fine_tune(plain, (x, y), refit=False, **settings).best
-    assert best.phase == "all"
+    assert best.epoch == 4
     if end == "nan":
         with pytest.warns(RuntimeWarning, match="stopped in phase 'refit all'"):
             history = ftk.fine_tune(model, (x, y), callbacks=[Spoil(end)], **settings)
     else:
         history = ftk.fine_tune(model, (x, y), callbacks=[Spoil(end)], **settings)
-    assert history.history["phase"][3] == "refit probe"
+    assert history.history["phase"][5] == "refit probe"
     assert history.best == best
     assert history.refit is False
     assert history.interrupted == (end == "ctrl-c")
-    assert ("worse" in history.notes[-1]) == (end == "worse")
+    assert ("not kept" in history.notes[-1]) == (end in ("worse", "stopped"))
     for a, b in zip(plain.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -43,7 +43,8 @@ def cross_validate(
     """Trains on all folds but one and scores on that one, for each fold and seed.
 
     Each run trains a new model, by default by `finetune_keras.fine_tune`. What is scored takes no
-    part in it: the best epoch is chosen by a fifth of the other folds. So it is the score to expect
+    part in it: the best epoch is chosen by a fifth of the other folds, from which `fine_tune` then
+    learns too. So it is the score to expect
     of such a training on such data; the models themselves are gone afterwards, and one for use is
     trained on all data.
 
@@ -168,8 +169,8 @@ def _fine_tuned(settings: dict[str, Any], verbose: int, model: keras.Model, job:
         settings = {**settings, "directory": Path(settings["directory"]) / name}
     history = fine_tune(
         model,
-        job.learn,
-        validation_data=job.choose,
+        job.train,
+        validation_data=job.choose if job.whole is None else None,
         seed=job.seed,
         verbose=max(verbose - 1, 0),
         **settings,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from finetune_keras.cache import source
 from finetune_keras.cache.features import unpacked
 from finetune_keras.cross_validate.folds import Rows, divisions, held_out, rows
 from finetune_keras.data.dataset import Plan
+from finetune_keras.recipes.examples import Divided
 
 __all__ = ["Job", "by_fold", "by_seed"]
 
@@ -25,6 +27,7 @@ class Job:
         seed: of the run.
         learn: data to learn from.
         choose: to choose the best epoch by, or ``None``.
+        whole: gives both together; ``None`` where ``choose`` are no part of the data.
         score: to be scored on.
         at: the numbers of these, among all that are scored; ``None`` if they have none.
         counts: number of examples to learn from, choose by and score; ``None`` if not known.
@@ -35,10 +38,18 @@ class Job:
     seed: int
     learn: Any
     choose: Any
+    whole: Callable[[], Any] | None
     score: Any
     at: np.ndarray | None
     counts: tuple[int | None, int | None, int | None]
     name: str
+
+    @property
+    def train(self) -> Any:
+        """What `finetune_keras.fine_tune` gets."""
+        if self.whole is None:
+            return self.learn
+        return Divided(self.whole(), self.learn, self.choose)
 
 
 def by_fold(
@@ -55,11 +66,13 @@ def by_fold(
     def jobs() -> Iterator[Job]:
         for seed, part in parts:
             score, at = data.held(part.score)
+            every = np.union1d(part.learn, part.choose)
             yield Job(
                 fold=part.fold,
                 seed=seed,
                 learn=data.learn(part.learn),
                 choose=data.held(part.choose)[0] if choose else validation_data,
+                whole=functools.partial(data.learn, every) if choose else None,
                 score=score,
                 at=at,
                 counts=(len(part.learn), len(part.choose), len(at)),
@@ -92,7 +105,7 @@ def by_seed(
     # Another data set may come in another order at each reading: predictions of what?
     every = None if score is None else np.arange(score)
     if validation_data is not None:
-        given = data, validation_data, test_data, every, (None, None, score)
+        given = data, validation_data, None, test_data, every, (None, None, score)
         return (Job(None, seed, *given, _name(seed)) for seed in seeds)
     if source.is_stream(unpacked(data)[0]) and not isinstance(getattr(data, "plan", None), Plan):
         raise ValueError(
@@ -105,8 +118,9 @@ def by_seed(
     def jobs() -> Iterator[Job]:
         for seed, at, held in parts:
             learn, choose = found.learn(at), found.held(held)[0]
+            whole = functools.partial(found.learn, np.arange(found.count))
             counts = len(at), len(held), score
-            yield Job(None, seed, learn, choose, test_data, every, counts, _name(seed))
+            yield Job(None, seed, learn, choose, whole, test_data, every, counts, _name(seed))
 
     return jobs()
 

@@ -187,15 +187,16 @@ class Watch(keras.callbacks.Callback):
     def _refit(self, epoch: int, held: dict[str, Any]) -> None:
         """At its end, the weights are those that the next phase begins with, or the model's: but
         if even the examples held out, from which it has learned, are worse by them than by the
-        probe, or than by the best beyond chance.
+        probe, or than by the best beyond chance; or if a callback ended it early.
         """
-        if epoch - self._first + 1 < self._phase.epochs and not self.model.stop_training:
+        done = epoch - self._first + 1 >= self._phase.epochs
+        if not done and not self.model.stop_training:
             return
         self.values, self.improved = Values(self.model, self.values), True
         if not self._phase.last:
             return
-        self.refitted = True
-        if held and self.score is not None:
+        self.refitted = done
+        if done and held and self.score is not None:
             self._aim(held)
             score = self.goal.score(held)
             rank, best = self.goal.rank(score), self.goal.rank(self.score)

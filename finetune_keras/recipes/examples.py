@@ -16,7 +16,7 @@ from finetune_keras.cache.fit import preprocess
 from finetune_keras.data.split import stratified
 from finetune_keras.outputs import Output
 
-__all__ = ["SHARE", "Examples", "counts", "examples", "strata", "taken"]
+__all__ = ["SHARE", "Divided", "Examples", "counts", "examples", "strata", "taken"]
 
 SHARE = 0.2  # of arrays, where there are no validation data
 
@@ -70,12 +70,27 @@ class Examples:
         return source.source(*self.train, **settings, preprocess=preprocess(model))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Divided:
+    """Data of which others have held some out already, such as whole groups.
+
+    Attributes:
+        whole: all.
+        learn: to learn from.
+        choose: the others, to choose by.
+    """
+
+    whole: Any
+    learn: Any
+    choose: Any
+
+
 def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | None) -> Examples:
     """Looks at the data, and holds some out if there are none to validate on.
 
     Args:
         model: what is trained.
-        train: ``(x, y)`` or ``(x, y, sample_weight)`` of arrays, or a data set.
+        train: ``(x, y)`` or ``(x, y, sample_weight)`` of arrays, or a data set; or `Divided`.
         validation_data: likewise, or ``None``.
         seed: chooses what is held out.
 
@@ -84,7 +99,8 @@ def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | N
         ValueError: if the data cannot be read several times, or a data set comes without
             validation data.
     """
-    x, y, weights = unpacked(train)
+    divided = train if isinstance(train, Divided) else None
+    x, y, weights = unpacked(train if divided is None else divided.whole)
     read = source.source(x, y, weights, preprocess=preprocess(model)) if _ends(x) else None
     if read is None or not read.again:
         raise ValueError(
@@ -99,7 +115,10 @@ def examples(model: keras.Model, train: Any, validation_data: Any, seed: int | N
         )
     if validation_data is not None:
         return _counted(read, x, y, weights, validation_data, "as given")
-    rest = _held_out(read, x, y, weights, seed)
+    if divided is None:
+        rest = _held_out(read, x, y, weights, seed)
+    else:
+        rest = (*unpacked(divided.learn), divided.choose, f"{SHARE:.0%} held out")
     whole = _counted(read, x, y, weights, *rest[3:])
     if not read.arrays:
         read = source.source(rest[0], preprocess=preprocess(model))

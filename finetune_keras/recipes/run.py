@@ -136,7 +136,7 @@ def run(
         model, optimizer=optimizer, learning_rate=rate, layer_decay=last.layer_decay
     )  # without what a step on the way left in it, and at a rate that does not end in 0
     if watch.refitted is False and not watch.lost and not history.interrupted:
-        task.say("refit: it ended with a worse score on the examples held out: not kept")
+        task.say("refit: not kept, as it ended early, or with a worse score on what was held out")
     history.best, history.notes = watch.best, tuple(task.notes)
     history.refit = bool(watch.refitted)
     model.history = history
