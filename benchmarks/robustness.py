@@ -6,7 +6,8 @@ A run in a process of its own, with a folder, is killed by SIGKILL and started a
 and its weights, History and best epoch are compared to the bit with those of a run that nobody
 killed. Half of the kills come at a random time, from the first second on; the others strike in the
 middle of storing: at a random one of the points where a file is written, flushed or renamed.
-Recipes and kinds of data take turns. A line of JSON for each run.
+Recipes and kinds of data take turns: arrays and image files, with validation data of their own, or
+with a fifth held out, which a refit learns from in the end. A line of JSON for each run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 
 RECIPES = ("lp_ft", "auto", "gradual", "full", "surgical", "linear_probe")
-DATA = ("arrays", "files")
+DATA = ("arrays, refit", "files", "arrays", "files, refit")
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -44,14 +45,17 @@ def worker(args: argparse.Namespace) -> None:
     model = ftk.build(base, head, augment=keras.layers.RandomTranslation(0.1, 0.1))
     if (args.directory / "start.npz").exists():  # as a program that draws its head anew
         model.layers[-1].kernel.assign(np.random.default_rng().normal(size=(16, 3)))
-    if args.data == "arrays":
+    if args.data.startswith("arrays"):
         rng = np.random.default_rng(0)
         y = np.arange(150) % 3
         x = rng.uniform(0, 128, (150, 24, 24, 3)) + 40.0 * y[:, None, None, None]
         train, held = (x[:120], y[:120]), (x[120:], y[120:])
+        every = x, y
     else:
-        ds = ftk.data.images(args.files, size=(24, 24), batch_size=16, seed=3)
-        train, held = ds.split(0.2, seed=3)
+        every = ftk.data.images(args.files, size=(24, 24), batch_size=16, seed=3)
+        train, held = every.split(0.2, seed=3)
+    if args.data.endswith("refit"):
+        train, held = every, None
     history = ftk.fine_tune(
         model,
         train,

@@ -365,7 +365,8 @@ def test_features_are_computed_once_for_all_runs(conv, rows_computed, monkeypatc
     again = ftk.cross_validate(build, data, **PROBE)
     assert max(rows_computed.values()) > 4
     assert [r.scores for r in again.runs] == [r.scores for r in found.runs]
-    np.testing.assert_array_equal(again.predictions, found.predictions)
+    # What else is in its batch shows in the last bit of a row on PyTorch.
+    np.testing.assert_allclose(again.predictions, found.predictions, rtol=1e-6)
 
 
 def test_recipes_that_go_on_share_the_features_of_their_probe(rows_computed):

@@ -115,7 +115,9 @@ def test_the_best_of_all_epochs_is_what_remains(data, rate):
     )
     found = model.evaluate(*data[1], verbose=0, return_dict=True)
     told = history.history
-    pairs = [(-a, b) for a, b in zip(told["val_accuracy"], told["val_loss"], strict=True)]
+    # Of equal ones those of the later phase, and in it that with the least loss.
+    phases, loss = [p == "probe" for p in told["phase"]], told["val_loss"]
+    pairs = [(-a, p, b) for a, p, b in zip(told["val_accuracy"], phases, loss, strict=True)]
     at = min(range(len(pairs)), key=lambda i: pairs[i])
     assert (history.best.epoch, history.best.phase) == (at, told["phase"][at])
     assert found["accuracy"] == pytest.approx(told["val_accuracy"][at])
@@ -133,6 +135,31 @@ def test_where_fine_tuning_fails_the_probe_remains(data):
     assert last.best.value == first.best.value
     for a, b in zip(probe.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class Wrong(keras.callbacks.Callback):
+    """Turns the answers of a head around, after the probe."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch:
+            kernel = self.model.get_layer("c").kernel
+            kernel.assign(-value(kernel))
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_equal_is_enough_for_a_later_phase_and_worse_is_not(worse):
+    x, y = np.eye(6, dtype="float32")[np.arange(12) % 3], np.arange(12) % 3
+    model, loss = chain(), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ftk.compile(model, loss=loss, optimizer="adam", metrics=["accuracy"])
+    settings = {"recipe": "lp_ft", "epochs": 1, "learning_rate": 1e-9, "verbose": 0}
+    settings["callbacks"] = [Wrong()] if worse else []
+    history = ftk.fine_tune(model, (x, y), validation_data=(x, y), **settings)
+    scores, losses = history.history["val_accuracy"], history.history["val_loss"]
+    assert scores[0] == 1.0
+    assert (scores[1] < 1) == worse
+    assert losses[1] > losses[0]  # the head is less sure
+    assert (history.best.phase, history.best.value) == ("probe" if worse else "all", 1.0)
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"] == 1.0
 
 
 class Poison(keras.callbacks.Callback):

@@ -207,6 +207,7 @@ ORDER = [
     "recipes.measure",
     "recipes.named",
     "recipes.refit",
+    "recipes.soften",
     "recipes.chance",
     "recipes.folder",
     "recipes.identity",

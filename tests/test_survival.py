@@ -13,6 +13,7 @@ from conftest import images
 
 import finetune_keras as ftk
 from finetune_keras import select
+from finetune_keras.cache import engines, forward
 from finetune_keras.data.order import Order
 from finetune_keras.recipes import chance
 from finetune_keras.recipes import folder as folders
@@ -134,6 +135,32 @@ def test_killed_in_a_refit_it_ends_the_same(kind, tmp_path):
         assert same(found, whole), (epoch, where)
         assert found[1].refit == whole[1].refit
         assert found[1].notes == whole[1].notes
+
+
+def test_a_refit_that_goes_on_computes_each_row_among_the_same_others(tmp_path, monkeypatch):
+    """On PyTorch the last bit of a row depends on what else is in the batch."""
+    seen, choose = [], engines.choose
+
+    def noting(*args, **kwargs):
+        engine = choose(*args, **kwargs)
+
+        def run(arrays):
+            seen.append(arrays[0].tobytes())
+            return engine.run(arrays)
+
+        return engines.Engine(engine.record, run)
+
+    monkeypatch.setattr(forward.engines, "choose", noting)
+    data = images(30, 8), None
+    whole = run(tmp_path / "whole", "linear_probe", data=data, epochs=2)
+    batches, last = set(seen), len(whole[1].epoch) - 1
+    assert whole[1].history["phase"][last] == "refit probe"
+    with pytest.raises(Killed):
+        run(tmp_path / "run", "linear_probe", data=data, kill=Kill(last, "batch"), epochs=2)
+    seen.clear()
+    assert same(run(tmp_path / "run", "linear_probe", data=data, epochs=2), whole)
+    assert set(seen) == batches
+    assert len(seen) == len(batches)
 
 
 @pytest.mark.parametrize("epoch", [4, 5])

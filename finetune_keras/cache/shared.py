@@ -21,7 +21,7 @@ from finetune_keras.cache.fingerprint import fingerprint
 from finetune_keras.cache.rows import MemoryRows
 from finetune_keras.cache.store import available
 
-__all__ = ["sharing", "through"]
+__all__ = ["shares", "sharing", "through"]
 
 _NOW: contextvars.ContextVar[_Shared | None] = contextvars.ContextVar("sharing", default=None)
 
@@ -71,16 +71,26 @@ def through(engine: Engine, network: keras.Model) -> Engine:
     It is the engine itself outside of `sharing`, and where a layer has no config to tell networks
     apart by.
     """
-    shared = _NOW.get()
-    if shared is None:
-        return engine
-    try:
-        # In inference, where a seed changes nothing.
-        which = tuple(fingerprint(network, seeds=False).values())
-    except CacheError:
+    shared, which = _NOW.get(), _which(network)
+    if which is None:
         return engine
     run = functools.partial(shared.run, (*which, engine.record.name), engine.run)
     return dataclasses.replace(engine, _run=run)
+
+
+def shares(network: keras.Model) -> bool:
+    """Whether what ``network`` makes is kept, and looked up."""
+    return _which(network) is not None
+
+
+def _which(network: keras.Model) -> tuple | None:
+    if _NOW.get() is None:
+        return None
+    try:
+        # In inference, where a seed changes nothing.
+        return tuple(fingerprint(network, seeds=False).values())
+    except CacheError:
+        return None
 
 
 class _Shared:

@@ -23,7 +23,7 @@ import numpy as np
 
 from finetune_keras.cache.probe import Probe, solvable
 
-__all__ = ["GRID", "Probe", "Solution", "solvable", "solve"]
+__all__ = ["GRID", "Probe", "Solution", "losses", "solvable", "solve"]
 
 GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 
@@ -145,6 +145,41 @@ def solve(
     # busy machine for a hundred times as long as the products take.
     with threadpool_limits(1 if x.size < _THIN else None, user_api="blas"):
         return _solved(probe, x, target, weight, validation, grid, seed)
+
+
+def losses(
+    probe: Probe, x: Any, y: Any, factors: Sequence[float], *, sample_weight: Any = None
+) -> list[float]:
+    """The mean loss of the layer as it is, had its logits been multiplied by a factor.
+
+    Args:
+        probe: from `solvable`.
+        x: features, as in `solve`.
+        y: labels.
+        sample_weight: one an example.
+        factors: each has a loss; of a regression they are of what it gives before the rescaling.
+
+    Returns:
+        A number for each factor.
+
+    Examples:
+        >>> suffix = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+        >>> suffix.layers[0].set_weights([np.array([[-5.0, 5.0]]), np.zeros(2)])
+        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        >>> x, y = np.array([[-1.0], [1.0]]), np.array([0, 1])
+        >>> [round(v, 3) for v in losses(solvable(suffix, loss), x, y, [0.0, 0.1, 1.0])]
+        [0.693, 0.313, 0.0]
+    """
+    x = _features(probe, x)
+    target, weight = _labelled(probe, x, y, sample_weight)
+    kernel, bias = probe.layer.kernel, probe.layer.bias
+    logits = x @ keras.ops.convert_to_numpy(kernel).astype(x.dtype)
+    logits = logits if bias is None else logits + keras.ops.convert_to_numpy(bias)
+    found = []
+    for factor in factors:
+        total, many = _loss(probe, factor * logits, target, weight, target)
+        found.append(total / many)
+    return found
 
 
 def _solved(

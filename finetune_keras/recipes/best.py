@@ -166,7 +166,7 @@ class Watch(keras.callbacks.Callback):
             return
         self._aim(held)
         score = self.goal.score(held)
-        if self.score is None or self.goal.order(score) > self.goal.order(self.score):
+        if self._beats(score):
             self.score, self.values = score, Values(self.model, self.values)
             self.probe = score if self._number == 0 else self.probe
             self.improved = True
@@ -179,6 +179,16 @@ class Watch(keras.callbacks.Callback):
         self.since += 1
         if self._phase.patience is not None and self.since >= self._phase.patience:
             self.model.stop_training = True
+
+    def _beats(self, score: Score) -> bool:
+        """Whether it is better than the best; equal is enough for a later phase. Of few examples
+        all may be right after the probe, and then the loss tells how sure it is, not how good.
+        """
+        if self.score is None:
+            return True
+        if self.path[-1][0] != self._number and not math.isnan(score.value):
+            return self.goal.rank(score) >= self.goal.rank(self.score)
+        return self.goal.order(score) > self.goal.order(self.score)
 
     def _aim(self, held: dict[str, Any]) -> None:
         if self.goal is None:
@@ -202,7 +212,7 @@ class Watch(keras.callbacks.Callback):
             rank, best = self.goal.rank(score), self.goal.rank(self.score)
             near = self.goal.mode == "max" and rank >= best - margin(best, self.held)
             near = near or self.goal.order(score) >= self.goal.order(self.score)
-            better = self.probe is None or self.goal.order(score) >= self.goal.order(self.probe)
+            better = self.probe is None or rank >= self.goal.rank(self.probe)
             self.refitted = bool(near and better)
         if not self.refitted:
             self.values, self.improved = self.kept, False

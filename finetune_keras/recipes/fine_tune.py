@@ -14,7 +14,6 @@ import keras
 
 from finetune_keras import optimizers
 from finetune_keras._errors import nearest, whole
-from finetune_keras.cache import sharing
 from finetune_keras.cache.features import unpacked
 from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes import named
@@ -205,9 +204,7 @@ def fine_tune(
             if plan.class_weight is not None or class_weight is False:
                 _weigh(model, plan.class_weight)
             task = Task(model, data, plan, optimizer, verbose=verbose)
-            # A refit needs of the frozen part what the phases before it have computed.
-            with sharing() if plan.refit else contextlib.nullcontext():
-                history = run(task, function, callbacks=given, verbose=verbose, folder=folder)
+            history = run(task, function, callbacks=given, verbose=verbose, folder=folder)
             history.plan, history.test = plan, None
             if test_data is not None:
                 history.test = _evaluated(model, test_data, plan.batch_size)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
 
 import keras
 import numpy as np
 
 from finetune_keras import graph, select
 from finetune_keras.cache.features import compute
+from finetune_keras.cache.featureset import FeatureSet
 from finetune_keras.cache.fit import preprocess
 from finetune_keras.cache.solver import solve
 from finetune_keras.cache.source import source
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values
+from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.task import Task
 
-__all__ = ["gradient_norms", "probe_losses"]
+__all__ = ["features", "gradient_norms", "probe_losses", "training"]
 
 _BATCHES = 16  # whose gradients are averaged
 
@@ -38,14 +39,15 @@ def probe_losses(task: Task) -> tuple[float, ...] | None:
     network = None if head is None else _stages(task)
     if network is None:
         return None
-    train, held = (_features(task, network, data) for data in _data(task))
-    none = [np.zeros((len(features[0][0]), 1), "float32") for features in (train, held)]
-    found = []
-    for x, other in [none, *zip(train[0], held[0], strict=True)]:
+    train, held = features(task, network)
+    none = [np.zeros((len(each), 1), "float32") for each in (train, held)]
+    found, known = [], [each.view()[1:] for each in (train, held)]
+    for x, other in [none, *zip(train.features, held.features, strict=True)]:
         layer = keras.layers.Dense(head.layer.units, use_bias=head.layer.use_bias)
         layer.build((None, x.shape[-1]))
         probe = dataclasses.replace(head, layer=layer)
-        solution = solve(probe, x, train[1], sample_weight=train[2], validation=(other, *held[1:]))
+        y, weights = known[0]
+        solution = solve(probe, x, y, sample_weight=weights, validation=(other, *known[1]))
         found.append(dict(solution.scores)[solution.l2])
     return tuple(found)
 
@@ -117,19 +119,26 @@ def _pooled(t: keras.KerasTensor) -> keras.KerasTensor | None:
     return None
 
 
-def _data(task: Task) -> tuple[tuple, tuple]:
+def features(task: Task, network: keras.Model) -> tuple[FeatureSet, FeatureSet]:
+    """What a network makes of the examples to learn from, and of those to validate on, in the
+    batches that `finetune_keras.fit` makes of them.
+    """
     validation = task.data.validation
     held = (validation, None, None)
     if isinstance(validation, tuple):
         held = keras.utils.unpack_x_y_sample_weight(validation)
-    return task.data.train, held
+    return training(task, network, task.data), _features(task, network, held)
 
 
-def _features(task: Task, network: keras.Model, data: tuple) -> tuple[tuple, Any, Any]:
+def training(task: Task, network: keras.Model, data: Examples) -> FeatureSet:
+    """Likewise of what is learned from in ``data``."""
+    return _features(task, network, data.train)
+
+
+def _features(task: Task, network: keras.Model, data: tuple) -> FeatureSet:
     size = task.plan.batch_size if data[1] is not None else None
     read = source(*data, batch_size=size, preprocess=preprocess(task.model))
-    x, y, weights = compute(network, read, verbose=0).view()
-    return tuple(keras.tree.flatten(x)), y, weights
+    return compute(network, read, verbose=0)
 
 
 def _array(variable: keras.Variable) -> np.ndarray:

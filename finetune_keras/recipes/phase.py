@@ -29,6 +29,8 @@ class Phase:
         solver: ``"lbfgs"`` solves one dense layer in place of training it.
         patience: epochs without a better validation score after which the phase ends; ``None``
             goes on to the end.
+        soften: whether a head that was solved just before becomes less sure first, see
+            `finetune_keras.recipes.soften`; otherwise layers below find little left to learn.
 
     Examples:
         >>> Phase("top", select.blocks(-1) | select.head(), epochs=3, learning_rate=1e-4).norms
@@ -43,6 +45,7 @@ class Phase:
     layer_decay: float | None = None
     solver: str | None = None
     patience: int | None = None
+    soften: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

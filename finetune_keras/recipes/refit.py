@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import keras
 
+from finetune_keras.averaging.scoring import divided
+from finetune_keras.cache.shared import shares
 from finetune_keras.recipes.best import margin
+from finetune_keras.recipes.measure import features
 from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.task import Task
 
-__all__ = ["phases"]
+__all__ = ["compute_as_before", "lasting", "phases"]
 
 
 def lasting(values: list[float], best: float, held: int) -> int:
@@ -56,3 +59,14 @@ def phases(task: Task, done: list[tuple[Phase, int]]) -> Iterator[Refit]:
         given = {f.name: getattr(phase, f.name) for f in dataclasses.fields(Phase)}
         given |= {"name": f"refit {phase.name}", "epochs": epochs, "patience": None}
         yield Refit(**given, first=i == 0, last=i == len(done) - 1)
+
+
+def compute_as_before(task: Task) -> None:
+    """Has what is frozen computed for the examples in the batches of the phase that is refitted.
+
+    There it was, if this process ran that phase, and is looked up. A process that goes on in a
+    refit computes it so: what else is in a batch may show in the last bit of a row.
+    """
+    division = divided(task.model)
+    if division is not None and shares(division.prefix):
+        features(task, division.prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ import keras
 from finetune_keras import flags, record
 from finetune_keras._errors import LossError
 from finetune_keras.cache.fit import fit
+from finetune_keras.cache.shared import sharing
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
@@ -18,8 +20,9 @@ from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.progress import Progress
-from finetune_keras.recipes.refit import lasting
+from finetune_keras.recipes.refit import compute_as_before, lasting
 from finetune_keras.recipes.refit import phases as refit
+from finetune_keras.recipes.soften import follows_probe, soften
 from finetune_keras.recipes.statistics import following
 from finetune_keras.recipes.survive import Survival
 from finetune_keras.recipes.task import Task
@@ -82,38 +85,44 @@ def run(
     progress = Progress(watch)
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
+    done: list[Phase] = []
     try:
-        for number, phase in enumerate(_phases(task, recipe, watch, history)):
-            last, told, over = phase, _Told(), 0
-            past = kept is not None and kept.past(number, phase)
-            if verbose and not past:
-                print(_line(phase, model))
-            if kept is not None and not past:
-                over = kept.enter(number, told)
-            _prepare(
-                model,
-                phase,
-                optimizer,
-                _data(task, phase).steps(task.plan.batch_size),
-                warm=task.plan.warm,
-            )
-            if past:
-                kept.take_up(number, told)
-                _append(history, told, phase)
+        # What is computed for a probe is asked for again before the next phase, and in a refit.
+        with contextlib.ExitStack() as shared:
+            shared.enter_context(sharing())
+            for number, phase in enumerate(_phases(task, recipe, watch, history)):
+                done.append(phase)
+                last, told, over = phase, _Told(), 0
+                past = kept is not None and kept.past(number, phase)
+                if verbose and not past:
+                    print(_line(phase, model))
+                if kept is not None and not past:
+                    over = kept.enter(number, told)
+                steps = _data(task, phase).steps(task.plan.batch_size)
+                _prepare(model, phase, optimizer, steps, warm=task.plan.warm)
+                if past:
+                    kept.take_up(number, told)
+                    _append(history, told, phase)
+                    if watch.lost:
+                        break
+                    continue
+                watch.begin(phase, number, len(history.epoch))
+                progress.begin(phase, over)
+                seen = [*callbacks, told, watch, *([progress] if verbose == 1 else [])]
+                seen += [] if kept is None else [kept]
+                try:
+                    if isinstance(phase, Refit):
+                        compute_as_before(task)
+                    if not over and follows_probe(task, _before(done, watch), phase):
+                        _soften(task, _data(task, phase), verbose)
+                    if phase.solver is None and not task.plan.refit:
+                        shared.close()
+                    _train(task, phase, seen, len(history.epoch), verbose, over=over)
+                finally:
+                    _append(history, told, phase)
+                    watch.values.restore()
                 if watch.lost:
                     break
-                continue
-            watch.begin(phase, number, len(history.epoch))
-            progress.begin(phase, over)
-            seen = [*callbacks, told, watch, *([progress] if verbose == 1 else [])]
-            seen += [] if kept is None else [kept]
-            try:
-                _train(task, phase, seen, len(history.epoch), verbose, over=over)
-            finally:
-                _append(history, told, phase)
-                watch.values.restore()
-            if watch.lost:
-                break
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was
@@ -163,6 +172,19 @@ def _phases(
         own = [s for s, name in zip(scores, names, strict=True) if name == phase.name]
         last = lasting(own, watch.best.value, watch.held)
         yield from refit(task, [*path[:-1], (phase, last)])
+
+
+def _before(done: list[Phase], watch: Watch) -> Phase | None:
+    """The phase that left the weights which the last one begins with."""
+    if isinstance(done[-1], Refit):
+        return None if done[-1].first else done[-2]
+    return done[watch.path[-1][0]] if watch.path else None
+
+
+def _soften(task: Task, data: Examples, verbose: int) -> None:
+    factor = soften(task, data)
+    if verbose and factor < 1:
+        print(f"the head begins with {factor:.2g} times its logits, so that there is a loss")
 
 
 def _data(task: Task, phase: Phase) -> Examples:

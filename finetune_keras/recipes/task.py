@@ -94,12 +94,15 @@ class Task:
             return None
         before, units = flags.Snapshot(self.model), graph.opened(self.model).units
         try:
-            wanted = {id(u.variable) for u in select.resolve(self.model, learn)}
-            flags.put(self.model, units, frozenset(wanted))
+            flags.put(self.model, units, self.learned(learn))
             found = divide(self.model, fresh=True)
             return found if found.frozen and found.batched else None
         finally:
             before.restore()
+
+    def learned(self, learn: select.Selector) -> frozenset[int]:
+        """What a selector stands for in this model, by the identity of the variables."""
+        return frozenset(id(u.variable) for u in select.resolve(self.model, learn))
 
     def solvable(self) -> Probe | None:
         """The head, if it is one dense layer that can be solved."""
