@@ -576,7 +576,8 @@ def test_with_a_directory_it_goes_on_where_it_was(tmp_path):
     assert names == ["seed_0_fold_1", "seed_0_fold_2"]
     shutil.rmtree(tmp_path / "seed_0_fold_2")  # as if it had been killed in between
     again = ftk.cross_validate(small, numbered(), **settings)
-    np.testing.assert_array_equal(again.predictions, whole.predictions)
+    # What else is in its batch, here of another fold, shows in the last bit of a row on PyTorch.
+    np.testing.assert_allclose(again.predictions, whole.predictions, rtol=1e-6)
 
 
 def test_models_of_earlier_runs_are_let_go():

@@ -177,6 +177,7 @@ ORDER = [
     "cache.features",
     "cache.bridge",
     "cache.probe",
+    "cache.answers",
     "cache.solver",
     "cache.solved",
     "cache.training",

@@ -18,12 +18,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
+from finetune_keras.cache.answers import features, labelled, loss
 from finetune_keras.cache.probe import Probe, solvable
 
-__all__ = ["GRID", "Probe", "Solution", "losses", "solvable", "solve"]
+__all__ = ["GRID", "Probe", "Solution", "solvable", "solve"]
 
 GRID = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 
@@ -138,48 +138,13 @@ def solve(
     """
     from threadpoolctl import threadpool_limits  # scikit-learn's own
 
-    x = _features(probe, x)
-    target, weight = _labelled(probe, x, y, sample_weight)
+    x = features(probe, x)
+    target, weight = labelled(probe, x, y, sample_weight)
     grid = _checked(grid)
     # Thousands of products with a few columns: threads would wait for each other in each, on a
     # busy machine for a hundred times as long as the products take.
     with threadpool_limits(1 if x.size < _THIN else None, user_api="blas"):
         return _solved(probe, x, target, weight, validation, grid, seed)
-
-
-def losses(
-    probe: Probe, x: Any, y: Any, factors: Sequence[float], *, sample_weight: Any = None
-) -> list[float]:
-    """The mean loss of the layer as it is, had its logits been multiplied by a factor.
-
-    Args:
-        probe: from `solvable`.
-        x: features, as in `solve`.
-        y: labels.
-        sample_weight: one an example.
-        factors: each has a loss; of a regression they are of what it gives before the rescaling.
-
-    Returns:
-        A number for each factor.
-
-    Examples:
-        >>> suffix = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-        >>> suffix.layers[0].set_weights([np.array([[-5.0, 5.0]]), np.zeros(2)])
-        >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        >>> x, y = np.array([[-1.0], [1.0]]), np.array([0, 1])
-        >>> [round(v, 3) for v in losses(solvable(suffix, loss), x, y, [0.0, 0.1, 1.0])]
-        [0.693, 0.313, 0.0]
-    """
-    x = _features(probe, x)
-    target, weight = _labelled(probe, x, y, sample_weight)
-    kernel, bias = probe.layer.kernel, probe.layer.bias
-    logits = x @ keras.ops.convert_to_numpy(kernel).astype(x.dtype)
-    logits = logits if bias is None else logits + keras.ops.convert_to_numpy(bias)
-    found = []
-    for factor in factors:
-        total, many = _loss(probe, factor * logits, target, weight, target)
-        found.append(total / many)
-    return found
 
 
 def _solved(
@@ -197,8 +162,8 @@ def _solved(
                 "validation is features and labels, and weights if there are any; given "
                 f"{type(validation).__name__}"
             )
-        other = _features(probe, validation[0])
-        pairs = [(x, target, weight, other, *_labelled(probe, other, *validation[1:]))]
+        other = features(probe, validation[0])
+        pairs = [(x, target, weight, other, *labelled(probe, other, *validation[1:]))]
         folds = 0
     else:
         rows = _folds(probe, target, weight, seed)
@@ -212,7 +177,7 @@ def _solved(
         fits = _path(probe, standard(train_x), train_y, train_w, grid, tol=1e-6)
         for i, fit in enumerate(fits):
             logits = test_x @ fit.kernel + fit.bias
-            totals[:, i] += _loss(probe, logits, test_y, test_w, train_y[train_w > 0])
+            totals[:, i] += loss(probe, logits, test_y, test_w, train_y[train_w > 0])
     scored = totals[1].min() > 0
     scores = totals[0] / np.where(totals[1] > 0, totals[1], 1.0)
     best = int(np.argmin(scores)) if scored else len(grid) // 2
@@ -352,23 +317,6 @@ def _ridge(probe: Probe, x: np.ndarray, y: np.ndarray, w: np.ndarray, l2: float)
     return _Fit(np.reshape(model.coef_, (probe.layer.units, -1)).T, bias, 0, True)
 
 
-def _loss(
-    probe: Probe, logits: np.ndarray, y: np.ndarray, w: np.ndarray, train: np.ndarray
-) -> tuple[float, float]:
-    """The weighted sum of losses, and of weights."""
-    from scipy.special import log_softmax
-
-    logits = logits.astype("float64")
-    if probe.task == "regression":
-        values = np.mean(np.square((logits - y) * np.asarray(probe.scale)), axis=1)
-    elif probe.task == "classification":
-        w = w * np.isin(y, train)
-        values = -np.take_along_axis(log_softmax(logits, axis=1), y[:, None], axis=1)[:, 0]
-    else:
-        values = np.logaddexp(0.0, np.where(y > 0, -logits, logits))
-    return float((w * values).sum()), float(w.sum())
-
-
 def _folds(
     probe: Probe, y: np.ndarray, w: np.ndarray, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -390,33 +338,6 @@ def _folds(
         warnings.filterwarnings("ignore", message="The least populated class")
         found = [(rows[a], rows[b]) for a, b in folds.split(rows, classes)]
     return found[:1] if len(rows) > _MANY else found
-
-
-def _features(probe: Probe, x: Any) -> np.ndarray:
-    x = np.asarray(keras.ops.convert_to_numpy(x))
-    width = probe.layer.kernel.shape[0]
-    if x.ndim < 2 or x.size != len(x) * width:
-        raise ValueError(
-            f"features of {probe.layer.name!r} have shape (examples, {width}); given {x.shape}"
-        )
-    x = x.reshape(len(x), width)
-    x = x if x.dtype in ("float32", "float64") else x.astype("float32")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            "the features hold NaN or infinity: ftk.check(model, data) says where from"
-        )
-    return x
-
-
-def _labelled(
-    probe: Probe, x: np.ndarray, y: Any, sample_weight: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
-    target, weight = probe.targets(y, sample_weight)
-    if len(target) != len(x):
-        raise ValueError(f"{len(x)} rows of features and {len(target)} of labels: give as many")
-    if not weight.any():
-        raise ValueError("no example has a label and a weight above 0: nothing to solve for")
-    return target, weight
 
 
 def _checked(grid: Sequence[float] | None) -> tuple[float, ...]:

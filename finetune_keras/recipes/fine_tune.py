@@ -63,9 +63,10 @@ def fine_tune(
     """Trains a model by a recipe, and leaves the best weights in it.
 
     Every recipe begins with a probe: the head alone, on features that are computed once. What
-    comes after is kept only as far as it is better on the validation data, so that the model is
-    never worse there than its probe. What is not said is chosen, and printed with the reasons
-    before anything is trained.
+    comes after is kept only as far as it is better on the validation data, or as good, so that the
+    model is never worse there than its probe. A solved head begins the next phase less sure than
+    it is, or there would be no loss to learn from. What is not said is chosen, and printed with
+    the reasons before anything is trained.
 
     The flags that say what learns are the recipe's. The model ends with those of the last phase,
     and a fresh optimizer at that phase's rate. Augmentation, of the model or of the data set, is
@@ -96,7 +97,7 @@ def fine_tune(
         patience: epochs without a better score that end a phase.
         monitor: the metric that validation compares, such as ``"val_auc"``. By default the
             accuracy of a model with one output, or the loss (also where classes are weighted);
-            equal ones by the loss.
+            of equal ones the later phase is best, and in a phase the least loss.
         refit: whether, after all phases, those that led to the best weights are done once more
             from the start, with the examples that were held out by default, each for as many
             epochs as it took. Where ``validation_data`` are given there is nothing to add. It is

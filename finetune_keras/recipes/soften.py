@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from finetune_keras import select
-from finetune_keras.cache.solver import losses
+from finetune_keras.cache.answers import losses
 from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.measure import training
 from finetune_keras.recipes.phase import Phase
