@@ -29,8 +29,9 @@ after each epoch. Times are without reading, building and testing, and with comp
 are those of all threads, which other programs on the machine do not lengthen as they do wall
 seconds.
 
-Runs that are in the file are not repeated. The most telling come first, and all ways of a seed
-before the next seed. PYTHON has torch, torchvision and fastai; the weights are copied to it.
+Runs that are in the file are not repeated, unless a later one of ``fine_tune`` took longer. The
+most telling come first, and all ways of a seed before the next seed. PYTHON has torch, torchvision
+and fastai; the weights are copied to it.
 """
 
 from __future__ import annotations
@@ -220,7 +221,15 @@ class Runs:
             found = itertools.product(range(self.args.seeds), counts, self.args.sets, ways)
             parts += [(name, n, seed, way) for seed, n, name, way in found]
         ways = [w for w in self.args.ways if w not in PEERS or self.args.peers]
-        return [p for p in parts if p[-1] in ways and p not in self.rows]
+        return [p for p in parts if p[-1] in ways and (p not in self.rows or self.short(p))]
+
+    def short(self, part: tuple) -> bool:
+        """Whether another run of ``fine_tune`` took so long that this one could have gone on."""
+        mine, row = self.rows.get((*part[:-1], "fine_tune")), self.rows[part]
+        if part[-1] == "fine_tune" or "in time" in row or mine is None:
+            return False
+        (_, before, _), (_, last, _) = row["track"][-2:]
+        return last + 1.1 * (last - before) < mine["track"][-1][1]
 
     def run(self) -> None:
         """Runs what is missing."""

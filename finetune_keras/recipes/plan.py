@@ -197,7 +197,7 @@ def make(
     reasons["class_weight"] = why
     reasons["monitor"] = "as given"
     if monitor == "auto":
-        reasons["monitor"] = "the accuracy of validation, or else the loss, which decides ties in a phase too"
+        reasons["monitor"] = "accuracy on validation, or else the loss; ties by phase, then by loss"
     if monitor == "auto" and (weights is not None or _weighted(model)):
         monitor = "loss"
         reasons["monitor"] = "of validation, as accuracy rewards to never answer a rare class"
