@@ -79,8 +79,10 @@ def test_half_of_the_loss_by_chance_is_there_again(recipe, refit):
         np.testing.assert_allclose(soft[name], times * values, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("case", ["soften=False", "unsure", "regression", "later"])
-def test_a_head_is_left_as_it_is(case):
+@pytest.mark.parametrize("case", ["soften=False", "unsure", "regression", "later", "many"])
+def test_a_head_is_left_as_it_is(case, monkeypatch):
+    if case == "many":
+        monkeypatch.setattr(recipes.run, "_FEW", 39)
     data, loss = examples(sure=case != "unsure"), LOGITS
     if case == "unsure":
         data = data[0], np.random.default_rng(0).integers(0, 3, 40)

@@ -30,6 +30,7 @@ from finetune_keras.recipes.task import Task
 __all__ = ["Before", "run"]
 
 _WARM_UP = 0.1  # of the steps of a phase
+_FEW = 20_000  # examples; of more a head is hardly sure of all, and each is hashed to be shared
 
 
 class Before:
@@ -89,7 +90,9 @@ def run(
     try:
         # What is computed for a probe is asked for again before the next phase, and in a refit.
         with contextlib.ExitStack() as shared:
-            shared.enter_context(sharing())
+            few = task.data.count <= _FEW
+            if few:
+                shared.enter_context(sharing())
             for number, phase in enumerate(_phases(task, recipe, watch, history)):
                 done.append(phase)
                 last, told, over = phase, _Told(), 0
@@ -113,7 +116,7 @@ def run(
                 try:
                     if isinstance(phase, Refit):
                         compute_as_before(task)
-                    if not over and follows_probe(task, _before(done, watch), phase):
+                    if few and not over and follows_probe(task, _before(done, watch), phase):
                         _soften(task, _data(task, phase), verbose)
                     if phase.solver is None and not task.plan.refit:
                         shared.close()
