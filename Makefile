@@ -39,13 +39,13 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not network and not gpu'
+	$(BIN)/python -m pytest -n 2 --durations=40 -m 'not slow and not network and not gpu'
 
 test-jax: $(VENV)/.jax
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 -m 'not slow and not network and not gpu'
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -n 2 --durations=40 -m 'not slow and not network and not gpu'
 
 test-torch: $(VENV)/.torch
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 -m 'not slow and not network and not gpu'
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 --durations=40 -m 'not slow and not network and not gpu'
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -156,6 +156,12 @@ OF_FILES = (
     "test_while_it_is_stored",
 )
 
+# Cases of a few that run everywhere.
+MORE_OF_THE_SAME = (
+    "test_killed_between_epochs_and_within_one",
+    "test_averages_and_other_optimizers_go_on",
+)
+
 
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() != "tensorflow":
@@ -163,7 +169,7 @@ def pytest_collection_modifyitems(items):
             trains = item.get_closest_marker("trains")
             if item.module.__name__ in NO_BACKEND and trains is None:
                 item.add_marker(pytest.mark.slow)
-            if any(name in item.name for name in LONG_EXAMPLES + OF_FILES):
+            if any(name in item.name for name in LONG_EXAMPLES + OF_FILES + MORE_OF_THE_SAME):
                 item.add_marker(pytest.mark.slow)
 
 
