@@ -128,6 +128,7 @@ def solve(
         ValueError: if features, labels or grid do not fit.
 
     Examples:
+        >>> import keras
         >>> suffix = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         >>> probe = solvable(suffix, "mse")
         >>> x = np.arange(20.0)[:, None]
