@@ -44,9 +44,8 @@ def cross_validate(
 
     Each run trains a new model, by default by `finetune_keras.fine_tune`. What is scored takes no
     part in it: the best epoch is chosen by a fifth of the other folds, from which `fine_tune` then
-    learns too. So it is the score to expect
-    of such a training on such data; the models themselves are gone afterwards, and one for use is
-    trained on all data.
+    learns too. So it is the score to expect of such a training on such data; the models themselves
+    are gone afterwards, and one for use is trained on all data.
 
     What a frozen network makes of an example is computed once for all runs, as far as its weights
     are equal in all models: see `finetune_keras.cache.sharing`.
@@ -167,10 +166,11 @@ def _fine_tuned(settings: dict[str, Any], verbose: int, model: keras.Model, job:
     if settings.get("directory") is not None:  # a folder for each run
         name = f"seed_{job.seed}" if job.fold is None else f"seed_{job.seed}_fold_{job.fold + 1}"
         settings = {**settings, "directory": Path(settings["directory"]) / name}
+    whole = job.whole is not None and settings.get("refit", True)
     history = fine_tune(
         model,
-        job.train,
-        validation_data=job.choose if job.whole is None else None,
+        job.train if whole else job.learn,
+        validation_data=None if whole else job.choose,
         seed=job.seed,
         verbose=max(verbose - 1, 0),
         **settings,

@@ -6,8 +6,9 @@ import keras
 
 from finetune_keras import select
 from finetune_keras.cache.answers import losses
+from finetune_keras.cache.shared import shares
 from finetune_keras.recipes.examples import Examples
-from finetune_keras.recipes.measure import training
+from finetune_keras.recipes.measure import features, training
 from finetune_keras.recipes.phase import Phase
 from finetune_keras.recipes.task import Task
 
@@ -45,7 +46,10 @@ def soften(task: Task, data: Examples) -> float:
     head = task.solvable()
     if head is None or head.task == "regression":
         return 1.0
-    x, y, weights = training(task, task.divided(select.head()).prefix, data).view()
+    network = task.divided(select.head()).prefix
+    if data is not task.data and shares(network):
+        features(task, network)  # each example among the others of its batch then, as in a refit
+    x, y, weights = training(task, network, data).view()
     chance, now = losses(head, x, y, (0.0, 1.0), sample_weight=weights)
     if now > _SHARE * chance * (1 - 1e-6):
         return 1.0
