@@ -301,7 +301,9 @@ class Runs:
 
 
 def table(rows: list[dict]) -> str:
-    """Tables in Markdown: accuracies in percent, and times relative to those of ``guide``."""
+    """Tables in Markdown: accuracies in percent (the number of seeds in brackets, where they are not
+    as many as of ``fine_tune``), and times relative to those of ``guide``.
+    """
     found = collections.defaultdict(dict)
     for row in rows:
         found[row["set"], row["images"], row["way"]][row["seed"]] = row
@@ -322,7 +324,9 @@ def table(rows: list[dict]) -> str:
     def accuracy(cell: tuple, way: str, mark: str) -> str:
         values = [100 * after(cell, way, seed, mark)[0] for seed in found[*cell, way]]
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        return f"{statistics.mean(values):.1f} ± {error:.1f}" if values else ""
+        many = len(found[*cell, "fine_tune"])
+        seeds = "" if len(values) == many else f" ({len(values)})"
+        return f"{statistics.mean(values):.1f} ± {error:.1f}{seeds}" if values else ""
 
     def ratio(cell: tuple, way: str, kind: str) -> str:
         seeds, at = found[*cell, way].keys() & found[*cell, "guide"].keys(), 1 + (kind == "wall")
