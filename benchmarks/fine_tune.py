@@ -301,8 +301,8 @@ class Runs:
 
 
 def table(rows: list[dict]) -> str:
-    """Tables in Markdown: accuracies in percent (the number of seeds in brackets, where they are not
-    as many as of ``fine_tune``), and times relative to those of ``guide``.
+    """Tables in Markdown: accuracies in percent, with the number of seeds where it is not that of
+    ``fine_tune``, and times relative to those of ``guide``.
     """
     found = collections.defaultdict(dict)
     for row in rows:
