@@ -323,10 +323,14 @@ def table(rows: list[dict]) -> str:
 
     def accuracy(cell: tuple, way: str, mark: str) -> str:
         values = [100 * after(cell, way, seed, mark)[0] for seed in found[*cell, way]]
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        if not values:
+            return ""
+        error = ""
+        if len(values) > 1:
+            error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}"
         many = len(found[*cell, "fine_tune"])
         seeds = "" if len(values) == many else f" ({len(values)})"
-        return f"{statistics.mean(values):.1f} ± {error:.1f}{seeds}" if values else ""
+        return f"{statistics.mean(values):.1f}{error}{seeds}"
 
     def ratio(cell: tuple, way: str, kind: str) -> str:
         seeds, at = found[*cell, way].keys() & found[*cell, "guide"].keys(), 1 + (kind == "wall")
