@@ -6,8 +6,9 @@ A run in a process of its own, with a folder, is killed by SIGKILL and started a
 and its weights, History and best epoch are compared to the bit with those of a run that nobody
 killed. Half of the kills come at a random time, from the first second on; the others strike in the
 middle of storing: at a random one of the points where a file is written, flushed or renamed.
-Recipes and kinds of data take turns: arrays and image files, with validation data of their own, or
-with a fifth held out, which a refit learns from in the end. A line of JSON for each run.
+Recipes, kinds of data and heads take turns: arrays and image files, with validation data of their
+own, or with a fifth held out, which a refit learns from in the end; a head that is solved, and one
+with a hidden layer and dropout, which is trained. A line of JSON for each run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 
 RECIPES = ("lp_ft", "auto", "gradual", "full", "surgical", "linear_probe")
 DATA = ("arrays, refit", "files", "arrays", "files, refit")
+HEADS = {"trained": {"hidden": (16,), "dropout": 0.3}, "solved": {}}
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -40,11 +42,11 @@ def worker(args: argparse.Namespace) -> None:
         _strike(args.strike)
     keras.utils.set_random_seed(1)
     base = ftk.backbone("letters_resnet", input_shape=(24, 24, 3))
-    # A hidden layer with dropout: the probe is trained, and draws.
-    head = heads.Classification(3, hidden=(16,), dropout=0.3)
+    head = heads.Classification(3, **HEADS[args.head])
     model = ftk.build(base, head, augment=keras.layers.RandomTranslation(0.1, 0.1))
     if (args.directory / "start.npz").exists():  # as a program that draws its head anew
-        model.layers[-1].kernel.assign(np.random.default_rng().normal(size=(16, 3)))
+        kernel = model.layers[-1].kernel
+        kernel.assign(np.random.default_rng().normal(size=kernel.shape))
     if args.data.startswith("arrays"):
         rng = np.random.default_rng(0)
         y = np.arange(150) % 3
@@ -102,9 +104,11 @@ def _strike(at: int) -> None:
     np.lib.format.write_array = dying(usual)
 
 
-def start(place: Path, recipe: str, data: str, files: Path, strike: int = 0) -> subprocess.Popen:
+def start(place: Path, kind: tuple, files: Path, strike: int = 0) -> subprocess.Popen:
     """A process of a run."""
+    recipe, data, head = kind
     command = [sys.executable, __file__, "--worker", "--recipe", recipe, "--data", data]
+    command += ["--head", head]
     command += ["--directory", str(place / "run"), "--result", str(place / "result.json")]
     command += ["--files", str(files), "--strike", str(strike)]
     with open(place / "log", "a") as log:
@@ -133,6 +137,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--recipe", default="")
     parser.add_argument("--data", default="")
+    parser.add_argument("--head", default="")
     parser.add_argument("--files", type=Path)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--result", type=Path)
@@ -146,25 +151,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, open(args.out, "w") as out:
         root = Path(temporary)
         pictures(root / "files")
-        whole: dict[tuple[str, str], tuple[dict, float]] = {}
+        whole: dict[tuple, tuple[dict, float]] = {}
         while killed < args.kills:
-            recipe, data = RECIPES[runs % len(RECIPES)], DATA[runs // len(RECIPES) % len(DATA)]
-            if (recipe, data) not in whole:
-                place = root / f"whole-{recipe}-{data}"
+            turn, round_ = runs // len(RECIPES), runs // len(RECIPES) // len(DATA)
+            head = list(HEADS)[(runs + turn + round_) % len(HEADS)]
+            kind = RECIPES[runs % len(RECIPES)], DATA[turn % len(DATA)], head
+            if kind not in whole:
+                place = root / f"whole-{'-'.join(kind)}"
                 place.mkdir()
                 begun = time.perf_counter()
-                if start(place, recipe, data, root / "files").wait():
+                if start(place, kind, root / "files").wait():
                     sys.exit((place / "log").read_text()[-3000:])
                 took = time.perf_counter() - begun
-                whole[recipe, data] = json.loads((place / "result.json").read_text()), took
-            wanted, took = whole[recipe, data]
+                whole[kind] = json.loads((place / "result.json").read_text()), took
+            wanted, took = whole[kind]
             place = root / f"run{runs}"
             place.mkdir()
             at = []
             while True:
                 many = len(at) >= 6  # a run has an end
                 strike = 0 if many or rng.random() < 0.5 else rng.randint(1, 400)
-                process = start(place, recipe, data, root / "files", strike)
+                process = start(place, kind, root / "files", strike)
                 limit = None if many or strike else rng.uniform(1.0, 1.1 * took)
                 try:
                     code = process.wait(limit)
@@ -182,7 +189,8 @@ def main() -> None:
                 found = json.loads((place / "result.json").read_text())
             equal = found == wanted
             bad += not equal
-            line = {"recipe": recipe, "data": data, "killed": at, "equal": equal}
+            line = dict(zip(("recipe", "data", "head"), kind, strict=True))
+            line |= {"killed": at, "equal": equal}
             if not equal:
                 line["differs"] = [k for k in wanted if found is None or found[k] != wanted[k]]
                 line["log"] = (place / "log").read_text()[-2000:]

@@ -18,7 +18,7 @@ from finetune_keras import flags, graph, parts
 from finetune_keras.cache.cut import cut
 from finetune_keras.tape import is_random
 
-__all__ = ["Division", "divide", "split"]
+__all__ = ["Division", "divide", "keep", "kept", "split"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,18 @@ def split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     return division.prefix, division.suffix
 
 
-_KEPT: weakref.WeakKeyDictionary[keras.Model, tuple[tuple, Division]] = weakref.WeakKeyDictionary()
+_Kept = tuple[tuple, Division]
+_KEPT: weakref.WeakKeyDictionary[keras.Model, _Kept] = weakref.WeakKeyDictionary()
+
+
+def kept(model: keras.Model) -> _Kept | None:
+    """The last division of a model, with what it goes with."""
+    return _KEPT.get(model)
+
+
+def keep(model: keras.Model, last: _Kept) -> None:
+    """Puts back what `kept` gave: `divide` gives it where it goes with the model."""
+    _KEPT[model] = last
 
 
 def divide(model: keras.Model, *, fresh: bool = False) -> Division:

@@ -10,6 +10,7 @@ from finetune_keras.optimizers.layerwise import (
     rebind,
     retargeted,
 )
+from finetune_keras.optimizers.scheduled import ScheduledOptimizer, up_and_down
 from finetune_keras.optimizers.state import (
     Carried,
     carry,
@@ -30,6 +31,7 @@ __all__ = [
     "AveragingOptimizer",
     "Carried",
     "LayerwiseOptimizer",
+    "ScheduledOptimizer",
     "averaged",
     "averaging_of",
     "by_decay",
@@ -51,5 +53,6 @@ __all__ = [
     "schedule",
     "scheduled",
     "settings",
+    "up_and_down",
     "without",
 ]

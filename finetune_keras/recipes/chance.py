@@ -13,7 +13,28 @@ from finetune_keras import _private
 from finetune_keras.data.order import Order
 from finetune_keras.recipes.examples import Examples
 
-__all__ = ["put", "take"]
+__all__ = ["Begins", "put", "take"]
+
+
+class Begins(keras.callbacks.Callback):
+    """Has a training begin with the random states of now, whatever ``fit`` draws to prepare it.
+
+    Keras reads a batch to build the loss, where it is not built yet; on JAX and PyTorch that draws
+    an order. A step that was compiled before needs no such batch.
+
+    Args:
+        whole: the model that learns.
+        data: what it learns from.
+    """
+
+    def __init__(self, whole: keras.Model, data: Examples):
+        super().__init__()
+        self._whole, self._data = whole, data
+        self._state = take(whole, data)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Puts them back."""
+        put(self._state, self._whole, self._data)
 
 
 def take(model: keras.Model, data: Examples) -> dict[str, np.ndarray]:

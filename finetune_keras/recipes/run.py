@@ -14,11 +14,12 @@ from finetune_keras._errors import LossError
 from finetune_keras.cache.fit import fit
 from finetune_keras.cache.shared import sharing
 from finetune_keras.compile import compile as _compile
-from finetune_keras.freeze import thaw
 from finetune_keras.recipes.best import Values, Watch
+from finetune_keras.recipes.chance import Begins
 from finetune_keras.recipes.examples import Examples
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.phase import Phase, Refit
+from finetune_keras.recipes.prepared import Prepared
 from finetune_keras.recipes.progress import Progress
 from finetune_keras.recipes.refit import compute_as_before, lasting
 from finetune_keras.recipes.refit import phases as refit
@@ -29,7 +30,6 @@ from finetune_keras.recipes.task import Task
 
 __all__ = ["Before", "run"]
 
-_WARM_UP = 0.1  # of the steps of a phase
 _FEW = 20_000  # examples; of more a head is hardly sure of all, and each is hashed to be shared
 
 
@@ -87,6 +87,7 @@ def run(
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
     done: list[Phase] = []
+    prepared = Prepared(model, optimizer, task.plan.warm)
     try:
         # What is computed for a probe is asked for again before the next phase, and in a refit.
         with contextlib.ExitStack() as shared:
@@ -102,7 +103,7 @@ def run(
                 if kept is not None and not past:
                     over = kept.enter(number, told)
                 steps = _data(task, phase).steps(task.plan.batch_size)
-                _prepare(model, phase, optimizer, steps, warm=task.plan.warm)
+                prepared.make(phase, steps)
                 if past:
                     kept.take_up(number, told)
                     _append(history, told, phase)
@@ -120,7 +121,9 @@ def run(
                         _soften(task, _data(task, phase), verbose)
                     if phase.solver is None and not task.plan.refit:
                         shared.close()
-                    _train(task, phase, seen, len(history.epoch), verbose, over=over)
+                    begins = Begins(model, task.data)
+                    _train(task, phase, [begins, *seen], len(history.epoch), verbose, over=over)
+                    prepared.keep()
                 finally:
                     _append(history, told, phase)
                     watch.values.restore()
@@ -192,26 +195,6 @@ def _soften(task: Task, data: Examples, verbose: int) -> None:
 
 def _data(task: Task, phase: Phase) -> Examples:
     return task.data.whole if isinstance(phase, Refit) else task.data
-
-
-def _prepare(
-    model: keras.Model,
-    phase: Phase,
-    optimizer: keras.optimizers.Optimizer,
-    steps: int,
-    *,
-    warm: bool,
-) -> None:
-    """Flags, and a fresh optimizer."""
-    thaw(model, phase.learn, only=True, norms=phase.norms)
-    rate = phase.learning_rate
-    if rate is not None and not callable(rate) and warm:
-        total = phase.epochs * steps
-        warm_up = min(math.ceil(_WARM_UP * total), total - 1)
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.1 * rate, total - warm_up, warmup_target=rate, warmup_steps=warm_up
-        )
-    _compile(model, optimizer=optimizer, learning_rate=rate, layer_decay=phase.layer_decay)
 
 
 def _train(

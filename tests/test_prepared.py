@@ -1,0 +1,156 @@
+"""Phases' optimizers: a rate that goes up and down, and a step that a refit uses again."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import classifier, images, snapshot
+from test_soften import examples, network
+
+import finetune_keras as ftk
+from finetune_keras import optimizers, recipes, schedules, select
+from finetune_keras.recipes import prepared
+
+SETTINGS = {"batch_size": 8, "seed": 0, "verbose": 0}
+
+
+def fitted(optimizer):
+    """Weights of a small training, and the rate after each step."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(2)]
+    )
+    model.compile(optimizer, "mse")
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            rates.append(float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)))
+
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(80, 4)), rng.normal(size=(80, 2))
+    model.fit(*data, batch_size=8, epochs=2, shuffle=False, callbacks=[Rates()], verbose=0)
+    if keras.backend.backend() == "jax":
+        rates = rates[:1]  # there variables are written at the end of an epoch
+    return model, rates
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        keras.optimizers.AdamW(weight_decay=0.1),
+        keras.optimizers.SGD(momentum=0.9, gradient_accumulation_steps=2),
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+    ],
+    ids=["adamw", "accumulated", "scaled"],
+)
+def test_the_rate_is_that_of_a_warm_up_and_a_cosine(inner):
+    schedule = schedules.WarmupCosine(
+        0.05, 20, warmup_steps=3, initial_learning_rate=0.005, name="up"
+    )
+    expected, _ = fitted(optimizers.make(inner, schedule))
+    found, rates = fitted(optimizers.up_and_down(inner, 0.05, 20, 3))
+    assert type(optimizers.innermost(found.optimizer)) is type(optimizers.innermost(inner))
+    np.testing.assert_allclose(
+        rates, np.array(schedule(np.arange(20)))[: len(rates)], rtol=1e-5, atol=1e-9
+    )
+    for a, b in zip(expected.get_weights(), found.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_cannot_be_set_meanwhile():
+    made = optimizers.up_and_down(keras.optimizers.Adam(), 0.05, 20, 3)
+    with pytest.raises(TypeError, match="compile the model with another rate"):
+        made.learning_rate = 1.0
+
+
+def test_a_model_with_it_can_be_stored_and_goes_on(tmp_path):
+    model, _ = fitted(optimizers.up_and_down(keras.optimizers.Adam(), 0.05, 40, 3))
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    data = np.ones((24, 4)), np.ones((24, 2))
+    for each in (model, again):
+        each.fit(*data, batch_size=8, verbose=0)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    rate = float(keras.ops.convert_to_numpy(again.optimizer.learning_rate))
+    assert rate == pytest.approx(
+        float(schedules.WarmupCosine(0.05, 40, warmup_steps=3, initial_learning_rate=0.005)(23))
+    )
+
+
+class Optimizers(keras.callbacks.Callback):
+    """The optimizer of each phase, and the steps it had made before."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        optimizer = self.model.optimizer
+        if not self.seen or self.seen[-1][0] is not optimizer or self._ended:
+            self.seen.append((optimizer, int(optimizer.iterations) if optimizer.built else 0))
+        self._ended = False
+
+    def on_train_end(self, logs=None):
+        self._ended = True
+
+
+def run(*phases, model=None, data=None, **settings):
+    seen = Optimizers()
+    model = network() if model is None else model
+    data = examples() if data is None else data
+    history = ftk.fine_tune(
+        model, data, recipe=lambda task: phases, callbacks=[seen], **{**SETTINGS, **settings}
+    )
+    return model, history, seen.seen
+
+
+TOP = select.last(2)
+
+
+def phase(name, learn=TOP, **given):
+    return recipes.Phase(name, learn, **{"epochs": 3, "learning_rate": 1e-2, **given})
+
+
+@pytest.mark.parametrize("learn", [TOP, select.everything()], ids=["cached", "plain"])
+def test_a_refit_uses_the_step_of_its_phase_again(monkeypatch, learn):
+    model, history, seen = run(phase("top", learn))
+    assert history.history["phase"][-1] == "refit top"
+    (first, _), (again, steps) = seen
+    assert again is first
+    assert steps == 0
+    monkeypatch.setattr(prepared, "_again", lambda *_: None)
+    other, history_, seen = run(phase("top", learn))
+    assert seen[0][0] is not seen[1][0]
+    assert history.history["loss"] == history_.history["loss"]
+    for name, value in snapshot(model).items():
+        np.testing.assert_array_equal(value, snapshot(other)[name])
+
+
+def test_the_model_ends_with_an_optimizer_of_its_own_kind():
+    model, _, seen = run(phase("top"))
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert model.optimizer is not seen[-1][0]
+    assert int(model.optimizer.iterations) == 0
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-2)
+
+
+def test_only_the_last_phase_is_kept_for_a_refit():
+    _, history, seen = run(phase("one"), phase("two", select.last(1), learning_rate=0.5))
+    names = list(dict.fromkeys(history.history["phase"]))
+    assert names == ["one", "two", "refit one", "refit two"]
+    one, two, again_one, again_two = (optimizer for optimizer, _ in seen)
+    assert again_two is two
+    assert again_one is not one
+
+
+def test_another_momentum_is_another_step():
+    """A traced step has the momentum of moving statistics for good, which goes by the number of
+    batches.
+    """
+    model = classifier()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    every = phase("every", select.everything(), norms=True, epochs=1)
+    _, history, seen = run(every, model=model, data=images(216), batch_size=4)
+    assert history.history["phase"] == ["every", "refit every"]
+    assert seen[0][0] is not seen[1][0]
