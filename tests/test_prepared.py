@@ -154,3 +154,50 @@ def test_another_momentum_is_another_step():
     _, history, seen = run(every, model=model, data=images(216), batch_size=4)
     assert history.history["phase"] == ["every", "refit every"]
     assert seen[0][0] is not seen[1][0]
+
+
+def test_a_rate_given_on_the_way_ends_the_course():
+    """As `thaw` drops a schedule for a rate: the wrapper would set its own before each step."""
+    made = optimizers.up_and_down(keras.optimizers.Adam(), 0.05, 20, 3)
+    assert optimizers.scheduled(made)
+    model, _ = fitted(made)
+    change = ftk.thaw(model, select.everything(), learning_rate=1e-5)
+    assert change.schedule_dropped
+    assert not optimizers.scheduled(model.optimizer)
+    model.fit(np.ones((24, 4)), np.ones((24, 2)), batch_size=8, verbose=0)
+    assert optimizers.rate(model.optimizer) == pytest.approx(1e-5)
+
+
+def test_a_callback_that_thaws_in_a_phase_has_its_rate_and_its_step():
+    thawing = ftk.callbacks.GradualThaw(by="block", every=1, learning_rate=1e-5)
+    rates = []
+
+    class Rates(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rates.append(optimizers.rate(self.model.optimizer))
+
+    recipe = [phase("head", select.head())]
+    history = ftk.fine_tune(
+        network(),
+        examples(),
+        recipe=lambda task: recipe,
+        callbacks=[thawing, Rates()],
+        **SETTINGS,
+    )
+    assert rates[1:3] == pytest.approx([1e-5] * 2)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.parametrize("rate", [np.float32(1e-2), 1], ids=["float32", "int"])
+def test_any_number_is_a_rate(rate):
+    _, _, seen = run(phase("top", learning_rate=rate), refit=False)
+    assert optimizers.scheduled(seen[0][0])
+
+
+def test_a_rate_that_is_none_is_refused_before_anything_moves():
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="learning_rate takes a positive number"):
+        run(phase("top", learning_rate=-1.0), model=model)
+    for name, value in snapshot(model).items():
+        np.testing.assert_array_equal(value, before[name])

@@ -25,7 +25,7 @@ from finetune_keras.optimizers.state import (
     scheduled,
     without,
 )
-from finetune_keras.optimizers.wrapper import innermost
+from finetune_keras.optimizers.wrapper import chain, innermost
 
 __all__ = [
     "AveragingOptimizer",
@@ -36,6 +36,7 @@ __all__ = [
     "averaging_of",
     "by_decay",
     "carry",
+    "chain",
     "checked_rate",
     "counted",
     "default_rate",

@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from finetune_keras.optimizers import state
+from finetune_keras.optimizers.checks import checked_rate
 from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, innermost
 
 __all__ = ["ScheduledOptimizer", "up_and_down"]
@@ -34,6 +35,7 @@ class ScheduledOptimizer(Wrapper):
     """
 
     order = 3  # around all that ask the optimizer itself for something
+    sets_rate = True
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class ScheduledOptimizer(Wrapper):
 
 
 def up_and_down(optimizer: Optimizer, peak: float, steps: int, warmup_steps: int) -> Optimizer:
-    """``optimizer``, not yet built, with that rate.
+    """A copy of ``optimizer`` with that rate, not yet built.
 
     Examples:
         >>> made = up_and_down(keras.optimizers.Adam(), 0.1, steps=8, warmup_steps=4)
@@ -107,5 +109,6 @@ def up_and_down(optimizer: Optimizer, peak: float, steps: int, warmup_steps: int
         >>> rates
         [0.01, 0.03, 0.06, 0.08, 0.1, 0.09, 0.05, 0.01, 0.0]
     """
-    inner = innermost(optimizer)
-    return state.nested(optimizer, ScheduledOptimizer(inner, peak, steps, warmup_steps))
+    made, peak = state.copied(optimizer), float(checked_rate(peak))
+    wrapper = ScheduledOptimizer(innermost(made), peak, steps, warmup_steps)
+    return state.nested(made, wrapper)

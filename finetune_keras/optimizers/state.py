@@ -78,13 +78,19 @@ def rate(optimizer: Optimizer) -> float:
 
 def scheduled(optimizer: Optimizer) -> bool:
     """Whether the rate comes from a schedule."""
+    return _by_schedule(optimizer) or any(getattr(o, "sets_rate", False) for o in chain(optimizer))
+
+
+def _by_schedule(optimizer: Optimizer) -> bool:
     return callable(_private.rate_object(innermost(optimizer)))
 
 
 def schedule(optimizer: Optimizer) -> str:
     """The schedule that the rate comes from, in a few words; empty if it is a number."""
     rate_ = _private.rate_object(innermost(optimizer))
-    return started.told(rate_) if callable(rate_) else ""
+    if callable(rate_):
+        return started.told(rate_)
+    return "up and down" if scheduled(optimizer) else ""
 
 
 def running(optimizer: Optimizer, wanted: keras.optimizers.schedules.LearningRateSchedule):
@@ -129,7 +135,7 @@ def make(
         settings: what `finetune_keras.optimizers.settings` gave.
     """
     if isinstance(optimizer, Optimizer):
-        if learning_rate is None and optimizer.built and scheduled(optimizer):
+        if learning_rate is None and optimizer.built and _by_schedule(optimizer):
             learning_rate = _private.rate_object(innermost(optimizer))
         learning_rate = started.plain(learning_rate)  # a new optimizer counts from 0
         if optimizer.built or learning_rate is not None or settings:
@@ -168,11 +174,14 @@ def _from_config(optimizer: Optimizer, learning_rate=None, changed=None) -> Opti
     """A fresh optimizer with the same settings, but for another rate and what is ``changed``."""
     inner = getattr(optimizer, "inner_optimizer", None)
     if isinstance(inner, Optimizer):
-        return _around(optimizer, _from_config(inner, learning_rate, changed))
+        made = _from_config(inner, learning_rate, changed)
+        if learning_rate is not None and getattr(optimizer, "sets_rate", False):
+            return made  # the rate from now on
+        return _around(optimizer, made)
     config = optimizer.get_config()
     if learning_rate is not None:
         config["learning_rate"] = checked_rate(learning_rate)
-    elif scheduled(optimizer):
+    elif _by_schedule(optimizer):
         # The object itself: a lambda, or a class of the user's, does not survive the config.
         config["learning_rate"] = _private.rate_object(optimizer)
     made = type(optimizer).from_config({**config, **(changed or {})})

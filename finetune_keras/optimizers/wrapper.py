@@ -43,6 +43,7 @@ class Wrapper(Optimizer):
     """
 
     order = 0  # of several wrappers, the lower one is nearer to the optimizer
+    sets_rate = False  # whether the inner optimizer's rate is its own affair
     open_share = 0.0  # what part of its default rate suits an open backbone; 0 for no word on it
 
     def __init__(self, inner_optimizer: Optimizer, name: str | None = None):

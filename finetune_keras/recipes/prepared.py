@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras import optimizers
+from finetune_keras import _private, optimizers
 from finetune_keras.cache.split import keep, kept
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
@@ -61,10 +61,11 @@ class Prepared:
             self._last = None  # it holds an optimizer
         thaw(model, phase.learn, only=True, norms=phase.norms)
         optimizer = self._optimizer
-        if isinstance(rate, float | int) and self._warm:
+        if self._goes_up_and_down(phase):
             total = phase.epochs * steps
             warm_up = min(math.ceil(_WARM_UP * total), total - 1)
-            optimizer = optimizers.up_and_down(optimizer, float(rate), total, warm_up)
+            optimizer = optimizers.up_and_down(optimizer, rate, total, warm_up)
+            rate = None
         before = dict(vars(model))
         _compile(model, optimizer=optimizer, learning_rate=rate, layer_decay=phase.layer_decay)
         compiled = [k for k, v in vars(model).items() if k not in before or before[k] is not v]
@@ -83,22 +84,31 @@ class Prepared:
             found = {name: vars(self._model)[name] for name in names if name in vars(self._model)}
             self._last = _Compiled(goes_with, found, kept(self._model))
 
+    def _goes_up_and_down(self, phase: Phase) -> bool:
+        rate = phase.learning_rate
+        return self._warm and rate is not None and not callable(rate)
+
     def _goes_with(self, phase: Phase, steps: int) -> tuple | None:
         """What is in a compiled step for good; ``None`` if another one has to be made anyway."""
-        kind = "up and down"
-        if not (isinstance(phase.learning_rate, float | int) and self._warm):
-            kind = phase.learning_rate
+        kind = "up and down" if self._goes_up_and_down(phase) else phase.learning_rate
         learning = tuple(id(v) for v in self._model.trainable_variables)
         return learning, phase.layer_decay, kind, momenta(self._model, steps)
 
 
 def _again(model: keras.Model, last: _Compiled) -> None:
     """Puts back what was compiled, its optimizer with the values of the model's fresh one."""
-    fresh, old = model.optimizer.variables, last.attributes["optimizer"].variables
-    if [(v.shape, v.dtype) for v in fresh] != [(v.shape, v.dtype) for v in old]:
-        return
-    for variable, new in zip(old, fresh, strict=True):
+    fresh, old = model.optimizer, last.attributes["optimizer"]
+    if _built(fresh) != _built(old):
+        return  # a callback has thawed more, say
+    for variable, new in zip(old.variables, fresh.variables, strict=True):
         variable.assign(np.array(keras.ops.convert_to_numpy(new)))
     vars(model).update(last.attributes)
     if last.division is not None:
         keep(model, last.division)
+
+
+def _built(optimizer: keras.optimizers.Optimizer) -> tuple:
+    """The kind of an optimizer, what it was built for and with."""
+    kinds = [type(o) for o in optimizers.chain(optimizer)]
+    learning = [id(v) for v in _private.built_on(optimizer)]
+    return kinds, learning, [(tuple(v.shape), v.dtype) for v in optimizer.variables]
