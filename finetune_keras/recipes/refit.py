@@ -30,13 +30,13 @@ def lasting(values: list[float], best: float, held: int) -> int:
         held: the number of examples.
 
     Examples:
-        >>> lasting([0.6, 0.8, 0.75, 0.75, 0.6], 0.8, 20)
-        4
+        >>> lasting([0.6, 0.8, 0.75, 0.75, 0.6], 0.8, 20), lasting([0.9, 1.0, 0.9, 0.9], 1.0, 10)
+        (4, 4)
         >>> lasting([0.6, 0.8, 0.75, 0.75, 0.6], 0.8, 2000), lasting([0.9, 0.5, 0.7], 0.5, 20)
         (2, 2)
     """
     most = max(values) == best > min(values)
-    error = margin(best, held) if most and min(values) >= 0 else 0.0
+    error = 2**0.5 * margin(best, held) if most and min(values) >= 0 else 0.0
     return max(i for i, v in enumerate(values, 1) if abs(v - best) <= error)
 
 

@@ -165,17 +165,19 @@ def _phases(
     history: keras.callbacks.History,
 ) -> Iterator[Phase]:
     """Those of the recipe, and those that led to the best weights once more."""
-    given, epochs = [], []  # of the History
+    given = []
     for phase in recipe(task):
-        begun = len(history.epoch)
-        yield phase
         given.append(phase)
-        epochs.append(slice(begun, len(history.epoch)))
+        yield phase
     if task.plan.refit and watch.path:
-        path = [(given[number], many) for number, many in watch.path]
-        scores = history.history[watch.best.monitor][epochs[watch.path[-1][0]]]
-        last = lasting(scores, watch.best.value, watch.held)
-        yield from refit(task, [*path[:-1], (path[-1][0], last)])
+        path = [(given[number], epochs) for number, epochs in watch.path]
+        phase, epochs = path[-1]
+        first = watch.best.epoch - epochs + 1  # names may stand for several phases
+        told = slice(first, first + phase.epochs)
+        scores, names = history.history[watch.best.monitor][told], history.history["phase"][told]
+        own = [s for s, name in zip(scores, names, strict=True) if name == phase.name]
+        last = lasting(own, watch.best.value, watch.held)
+        yield from refit(task, [*path[:-1], (phase, last)])
 
 
 def _before(done: list[Phase], watch: Watch) -> Phase | None:
