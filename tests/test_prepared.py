@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import classifier, images, snapshot
-from test_soften import examples, network
+from test_soften import LOGITS, examples, network
 
 import finetune_keras as ftk
 from finetune_keras import optimizers, recipes, schedules, select
@@ -78,6 +78,12 @@ def test_a_model_with_it_can_be_stored_and_goes_on(tmp_path):
     )
 
 
+def test_no_variable_is_tracked_twice():
+    model, _ = fitted(optimizers.up_and_down(keras.optimizers.Adam(), 0.05, 40, 3))
+    found = [id(v) for v in model.optimizer.variables]
+    assert len(found) == len(set(found))
+
+
 class Optimizers(keras.callbacks.Callback):
     """The optimizer of each phase, and the steps it had made before."""
 
@@ -112,6 +118,49 @@ def phase(name, learn=TOP, **given):
     return recipes.Phase(name, learn, **{"epochs": 3, "learning_rate": 1e-2, **given})
 
 
+@keras.saving.register_keras_serializable(package="test")
+class Traced(keras.layers.Layer):
+    """Counts how often it is traced in training."""
+
+    count = 0
+
+    def call(self, x, training=None):
+        Traced.count += bool(training)
+        return x
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="nothing is traced there")
+@pytest.mark.parametrize("learn", [select.after("a"), select.everything()], ids=["cached", "plain"])
+def test_a_refit_traces_no_step(learn):
+    dense = keras.layers.Dense
+    model = keras.Sequential(
+        [keras.Input((6,)), dense(8, name="a"), dense(8, name="b"), Traced(), dense(3, name="c")]
+    )
+    ftk.compile(model, optimizer="adam", loss=LOGITS, metrics=["accuracy"])
+    traces = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            traces.append(Traced.count)
+
+        def on_train_end(self, logs=None):
+            traces.append(Traced.count)
+
+    history = ftk.fine_tune(
+        model,
+        examples(60),  # with the fifth that was held out, all batches still have 8 but the last
+        recipe=lambda task: [phase("top", learn)],
+        callbacks=[Note()],
+        seed=0,
+        batch_size=12,
+        verbose=0,
+    )
+    assert history.history["phase"][-1] == "refit top"
+    begun, ended, again, over = traces
+    assert ended > begun
+    assert over == again
+
+
 @pytest.mark.parametrize("learn", [TOP, select.everything()], ids=["cached", "plain"])
 def test_a_refit_uses_the_step_of_its_phase_again(monkeypatch, learn):
     model, history, seen = run(phase("top", learn))
@@ -135,13 +184,96 @@ def test_the_model_ends_with_an_optimizer_of_its_own_kind():
     assert float(model.optimizer.learning_rate) == pytest.approx(1e-2)
 
 
-def test_only_the_last_phase_is_kept_for_a_refit():
+def test_a_step_is_kept_over_a_solved_probe_and_over_no_other_training():
+    """It holds an optimizer's slots, which take the memory of a training."""
+    _, history, seen = run(phase("probe", select.head(), solver="lbfgs", epochs=1), phase("top"))
+    names = list(dict.fromkeys(history.history["phase"]))
+    assert names == ["probe", "top", "refit probe", "refit top"]
+    assert seen[3][0] is seen[1][0]
     _, history, seen = run(phase("one"), phase("two", select.last(1), learning_rate=0.5))
     names = list(dict.fromkeys(history.history["phase"]))
     assert names == ["one", "two", "refit one", "refit two"]
-    one, two, again_one, again_two = (optimizer for optimizer, _ in seen)
-    assert again_two is two
-    assert again_one is not one
+    assert len({id(optimizer) for optimizer, _ in seen}) == 4
+
+
+def test_nothing_is_kept_where_no_refit_comes(monkeypatch):
+    made = []
+    usual = prepared.Prepared.keep
+
+    def keep(self):
+        usual(self)
+        made.append(self._last)
+
+    monkeypatch.setattr(prepared.Prepared, "keep", keep)
+    run(phase("top"), refit=False)
+    assert made == [None]
+    run(phase("top"))
+    assert made[1] is not None
+
+
+def test_another_loss_is_another_step():
+    """A recipe may compile after its last phase; the refit learns by what the model has now."""
+
+    def recipe(task):
+        ftk.compile(task.model, label_smoothing=0.3)
+        yield phase("top")
+        ftk.compile(task.model, loss=LOGITS)
+
+    model, seen = network(), Optimizers()
+    ftk.fine_tune(model, examples(), recipe=recipe, callbacks=[seen], **SETTINGS)
+    assert seen.seen[0][0] is not seen.seen[1][0]
+    assert isinstance(model.loss, keras.losses.SparseCategoricalCrossentropy)
+
+
+def test_other_settings_that_a_callback_made_end_with_the_phase():
+    class Clip(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.optimizer.weight_decay = 0.5
+
+    model, seen = network(), Optimizers()
+    model.compile(keras.optimizers.AdamW(weight_decay=0.01), LOGITS, metrics=["accuracy"])
+    ftk.fine_tune(
+        model,
+        examples(),
+        recipe=lambda task: [phase("top", patience=None)],
+        callbacks=[seen, Clip()],
+        **SETTINGS,
+    )
+    assert model.optimizer.weight_decay == 0.01
+
+
+def test_an_optimizer_with_a_hidden_state_is_made_anew():
+    """Keras builds Nadam inside of a loss scale without tracking its product of momenta."""
+    losses = []
+    for reused in (True, False):
+        model, seen = network(), Optimizers()
+        nadam = keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam())
+        model.compile(nadam, LOGITS, metrics=["accuracy"], auto_scale_loss=False)
+        with pytest.MonkeyPatch.context() as patch:
+            if not reused:
+                patch.setattr(prepared, "_again", lambda *_: None)
+            history = ftk.fine_tune(
+                model, examples(), recipe=lambda task: [phase("top")], callbacks=[seen], **SETTINGS
+            )
+        losses.append(history.history["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_averages_of_keras_and_their_callback():
+    adam = keras.optimizers.Adam(use_ema=True, ema_momentum=0.5)
+    model = network()
+    model.compile(keras.optimizers.LossScaleOptimizer(adam), LOGITS, metrics=["accuracy"])
+    if keras.backend.backend() == "jax":
+        pytest.skip("Keras' averages share buffers with the weights there, and die")
+    history = ftk.fine_tune(
+        model,
+        examples(),
+        recipe=lambda task: [phase("top")],
+        callbacks=[keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
+        **SETTINGS,
+    )
+    assert np.isfinite(history.history["loss"]).all()
 
 
 def test_another_momentum_is_another_step():

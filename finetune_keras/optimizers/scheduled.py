@@ -62,7 +62,6 @@ class ScheduledOptimizer(Wrapper):
             )
             setattr(self, f"_{name}", made)
         super().build(variables)
-        (self._count,) = [v for v in innermost(self).variables if v.name == "iteration"]
 
     def wrapped(self, grads: list, variables: list[keras.Variable]) -> None:
         """Sets the rate, then makes the step."""
@@ -70,7 +69,7 @@ class ScheduledOptimizer(Wrapper):
         self.inner_optimizer.apply(grads, variables)
 
     def _rate(self) -> Any:
-        done = ops.cast(self._count, "float32")
+        done = ops.cast(state.count(self), "float32")
         warm, steps = ops.convert_to_tensor(self._warmup_steps), ops.convert_to_tensor(self._steps)
         rising = _LOW + (1.0 - _LOW) * done / ops.maximum(warm, 1.0)
         left = 1.0 - (done - warm) / ops.maximum(steps - warm, 1.0)

@@ -25,6 +25,7 @@ __all__ = [
     "Carried",
     "carry",
     "copied",
+    "count",
     "counted",
     "default_rate",
     "make",
@@ -105,10 +106,14 @@ def running(optimizer: Optimizer, wanted: keras.optimizers.schedules.LearningRat
     return now if same else wanted
 
 
+def count(optimizer: Optimizer) -> keras.Variable:
+    """The steps that a schedule counts: batches, where gradients are accumulated too."""
+    return next(v for v in innermost(optimizer).variables if v.name == "iteration")
+
+
 def counted(optimizer: Optimizer) -> int:
-    """How many steps a schedule has counted: batches, where gradients are accumulated too."""
-    (count,) = [v for v in innermost(optimizer).variables if v.name == "iteration"]
-    return int(keras.ops.convert_to_numpy(count))
+    """How many that are."""
+    return int(keras.ops.convert_to_numpy(count(optimizer)))
 
 
 def scaled(optimizer: Optimizer) -> Optimizer:
@@ -259,8 +264,7 @@ def carry(
     mine, theirs = {**slots, **rest}, {**known, **rest_}
     pairs = [(theirs[key], slot) for key, slot in mine.items() if key in theirs]
     if restarted:
-        steps = [[v for v in innermost(o).variables if v.name == "iteration"] for o in (old, new)]
-        pairs += zip(*steps, strict=True)
+        pairs.append((count(old), count(new)))
     for source, target in pairs:
         # Through NumPy: on JAX ``assign`` would share a buffer that the next step donates.
         target.assign(np.array(keras.ops.convert_to_numpy(source)))

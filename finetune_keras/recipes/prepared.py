@@ -15,10 +15,14 @@ from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.phase import Phase, Refit
 from finetune_keras.recipes.statistics import momenta
+from finetune_keras.schedules import WarmupCosine
 
 __all__ = ["Prepared"]
 
 _WARM_UP = 0.1  # of the steps of a phase
+_LOW = 0.1  # of its rate, at the first step
+_MADE_IN_FIT = ("train_function", "test_function")
+_APART = ("inner_optimizer", "learning_rate", "name", "peak", "steps", "warmup_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +30,14 @@ class _Compiled:
     """What a phase was compiled to.
 
     Attributes:
-        goes_with: what it was compiled for.
+        goes_with: what is in a traced step for good, but for what follows.
+        arguments: of ``compile``.
         attributes: those of the model that compiling has set.
         division: the model in two, if it was trained so.
     """
 
     goes_with: tuple
+    arguments: dict[str, Any]
     attributes: dict[str, Any]
     division: Any
 
@@ -39,67 +45,87 @@ class _Compiled:
 class Prepared:
     """Makes a model ready for one phase after another.
 
-    A refit trains what the phase before it has trained, in most runs. A training step takes seconds
-    to trace and compile, so that one serves again, its optimizer as new: length and rate are
-    variables of it.
+    A refit trains what the last phase has trained, in most runs. A training step takes seconds to
+    trace and compile, so that one serves again, its optimizer as new: length and rate are variables
+    of it.
 
     Args:
         model: the model.
         optimizer: each phase has a fresh copy.
         warm: whether a rate that is a number goes up and down.
+        refit: whether there will be one.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, warm: bool):
-        self._model, self._optimizer, self._warm = model, optimizer, warm
-        self._now: tuple[Phase, tuple, list[str]] | None = None
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        warm: bool,
+        refit: bool,
+    ):
+        self._model, self._optimizer, self._warm, self._refit = model, optimizer, warm, refit
+        self._now: tuple[Phase, tuple, list[str], keras.optimizers.Optimizer] | None = None
         self._last: _Compiled | None = None
 
     def make(self, phase: Phase, steps: int) -> None:
         """Makes it ready for a phase with epochs of so many steps."""
-        model, rate = self._model, phase.learning_rate
+        model, last, self._last = self._model, self._last, None
         if not isinstance(phase, Refit):
-            self._last = None  # it holds an optimizer
+            last = None  # it holds an optimizer
         thaw(model, phase.learn, only=True, norms=phase.norms)
-        optimizer = self._optimizer
-        if self._goes_up_and_down(phase):
-            total = phase.epochs * steps
-            warm_up = min(math.ceil(_WARM_UP * total), total - 1)
-            optimizer = optimizers.up_and_down(optimizer, rate, total, warm_up)
-            rate = None
+        optimizer, rate, course = self._course(phase, steps)
         before = dict(vars(model))
         _compile(model, optimizer=optimizer, learning_rate=rate, layer_decay=phase.layer_decay)
-        compiled = [k for k, v in vars(model).items() if k not in before or before[k] is not v]
-        goes_with = self._goes_with(phase, steps)
-        self._now = (phase, goes_with, compiled)
-        last, self._last = self._last, None
-        if last is not None and last.goes_with == goes_with:
+        learning = tuple(id(v) for v in model.trainable_variables)
+        goes_with = learning, phase.layer_decay, course, momenta(model, steps)
+        if phase.solver is not None:
+            self._last = last  # nothing is traced for it; it comes before the one that is refitted
+        elif last is not None and last.goes_with == goes_with:
             _again(model, last)
-        else:
-            self._last = last
+        compiled = [k for k, v in vars(model).items() if k not in before or before[k] is not v]
+        self._now = phase, goes_with, compiled, model.optimizer
 
     def keep(self) -> None:
         """Has what the phase was compiled to for a refit of it."""
-        phase, goes_with, names = self._now
-        if goes_with is not None and not isinstance(phase, Refit) and phase.solver is None:
-            found = {name: vars(self._model)[name] for name in names if name in vars(self._model)}
-            self._last = _Compiled(goes_with, found, kept(self._model))
+        phase, goes_with, names, made = self._now
+        model = self._model
+        if not self._refit or isinstance(phase, Refit) or phase.solver is not None:
+            return
+        if model.optimizer is not made or _hidden(made):
+            return  # a callback has compiled; or it cannot be made as new
+        found = {name: vars(model)[name] for name in (*names, *_MADE_IN_FIT) if name in vars(model)}
+        arguments = _private.compile_arguments(model)
+        self._last = _Compiled(goes_with, arguments, found, kept(model))
 
-    def _goes_up_and_down(self, phase: Phase) -> bool:
-        rate = phase.learning_rate
-        return self._warm and rate is not None and not callable(rate)
-
-    def _goes_with(self, phase: Phase, steps: int) -> tuple | None:
-        """What is in a compiled step for good; ``None`` if another one has to be made anyway."""
-        kind = "up and down" if self._goes_up_and_down(phase) else phase.learning_rate
-        learning = tuple(id(v) for v in self._model.trainable_variables)
-        return learning, phase.layer_decay, kind, momenta(self._model, steps)
+    def _course(self, phase: Phase, steps: int) -> tuple[keras.optimizers.Optimizer, Any, Any]:
+        """Optimizer and rate to compile with; and what a traced step has of the rate for good."""
+        rate, total = phase.learning_rate, phase.epochs * steps
+        if not self._warm or rate is None or callable(rate):
+            return self._optimizer, rate, rate
+        warm_up = min(math.ceil(_WARM_UP * total), total - 1)
+        if getattr(optimizers.innermost(self._optimizer), "use_ema", False):
+            # Keras' callback for these averages looks into one wrapper, not into two.
+            rate = WarmupCosine(
+                rate, total, warmup_steps=warm_up, initial_learning_rate=_LOW * rate
+            )
+            return self._optimizer, rate, rate
+        made = optimizers.up_and_down(self._optimizer, rate, total, warm_up)
+        return made, None, "up and down"
 
 
 def _again(model: keras.Model, last: _Compiled) -> None:
-    """Puts back what was compiled, its optimizer with the values of the model's fresh one."""
+    """Puts back what was compiled, its optimizer with the values of the model's fresh one; leaves
+    the model as it is where they do not go together.
+    """
+    now = _private.compile_arguments(model)
+    if now.keys() != last.arguments.keys():
+        return
+    if any(now[k] is not v for k, v in last.arguments.items() if k != "optimizer"):
+        return  # the recipe has compiled meanwhile, with another loss, say
     fresh, old = model.optimizer, last.attributes["optimizer"]
     if _built(fresh) != _built(old):
-        return  # a callback has thawed more, say
+        return
     for variable, new in zip(old.variables, fresh.variables, strict=True):
         variable.assign(np.array(keras.ops.convert_to_numpy(new)))
     vars(model).update(last.attributes)
@@ -108,7 +134,21 @@ def _again(model: keras.Model, last: _Compiled) -> None:
 
 
 def _built(optimizer: keras.optimizers.Optimizer) -> tuple:
-    """The kind of an optimizer, what it was built for and with."""
-    kinds = [type(o) for o in optimizers.chain(optimizer)]
+    """The kind of an optimizer, its settings, what it was built for and with."""
+    links = optimizers.chain(optimizer)
+    settings = [{k: v for k, v in o.get_config().items() if k not in _APART} for o in links]
     learning = [id(v) for v in _private.built_on(optimizer)]
-    return kinds, learning, [(tuple(v.shape), v.dtype) for v in optimizer.variables]
+    shapes = [(tuple(v.shape), v.dtype) for v in optimizer.variables]
+    return [type(o) for o in links], settings, learning, shapes
+
+
+def _hidden(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether an optimizer has numbers that are not among its variables: Nadam, where Keras builds
+    it inside of ``LossScaleOptimizer``.
+    """
+    known = {id(v) for v in optimizer.variables}
+    return any(
+        isinstance(v, keras.Variable) and id(v) not in known
+        for o in optimizers.chain(optimizer)
+        for v in vars(o).values()
+    )

@@ -87,7 +87,7 @@ def run(
     if verbose and kept is not None and kept.resumed:
         print(kept.resumed)
     done: list[Phase] = []
-    prepared = Prepared(model, optimizer, task.plan.warm)
+    prepared = Prepared(model, optimizer, warm=task.plan.warm, refit=task.plan.refit)
     try:
         # What is computed for a probe is asked for again before the next phase, and in a refit.
         with contextlib.ExitStack() as shared:
