@@ -143,7 +143,14 @@ NO_BACKEND = (
 
 
 # Whole programs, of whose parts all have tests: on TensorFlow by default.
-LONG_EXAMPLES = ("resnet50_frozen.py", "h5_first_layers_frozen.py", "test_resnet18_learns")
+LONG_EXAMPLES = (
+    "existing_pipeline.py",
+    "h5_first_layers_frozen.py",
+    "resnet50_frozen.py",
+    "side_by_side.py",
+    "test_resnet18_learns",
+    "test_resnet50_takes_small_images",
+)
 
 # Of files and folders of a run, which are the same on every backend.
 OF_FILES = (
