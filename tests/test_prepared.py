@@ -243,7 +243,7 @@ def test_other_settings_that_a_callback_made_end_with_the_phase():
     assert model.optimizer.weight_decay == 0.01
 
 
-def test_an_optimizer_with_a_hidden_state_is_made_anew():
+def test_an_optimizer_with_a_hidden_state_begins_anew_as_well():
     """Keras builds Nadam inside of a loss scale without tracking its product of momenta."""
     losses = []
     for reused in (True, False):
@@ -257,6 +257,7 @@ def test_an_optimizer_with_a_hidden_state_is_made_anew():
                 model, examples(), recipe=lambda task: [phase("top")], callbacks=[seen], **SETTINGS
             )
         losses.append(history.history["loss"])
+        assert (seen.seen[0][0] is seen.seen[1][0]) == reused
     assert losses[0] == losses[1]
 
 

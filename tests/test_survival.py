@@ -231,7 +231,12 @@ def test_killed_again_and_again(tmp_path):
     assert same(run(tmp_path / "broken", "lp_ft", epochs=2), whole)
 
 
-@pytest.mark.parametrize("options", [{"ema_momentum": 0.5}, {"optimizer": "sgd"}])
+NADAM = keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam())
+
+
+@pytest.mark.parametrize(
+    "options", [{"ema_momentum": 0.5}, {"optimizer": "sgd"}, {"optimizer": NADAM}]
+)
 def test_averages_and_other_optimizers_go_on(options, tmp_path):
     whole = run(tmp_path / "whole", "lp_ft", model=network(**options))
     with pytest.raises(Killed):

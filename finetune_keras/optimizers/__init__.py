@@ -23,6 +23,7 @@ from finetune_keras.optimizers.state import (
     scaled,
     schedule,
     scheduled,
+    variables,
     without,
 )
 from finetune_keras.optimizers.wrapper import chain, innermost
@@ -55,5 +56,6 @@ __all__ = [
     "scheduled",
     "settings",
     "up_and_down",
+    "variables",
     "without",
 ]

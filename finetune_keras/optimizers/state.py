@@ -36,6 +36,7 @@ __all__ = [
     "scaled",
     "schedule",
     "scheduled",
+    "variables",
     "without",
 ]
 
@@ -104,6 +105,22 @@ def running(optimizer: Optimizer, wanted: keras.optimizers.schedules.LearningRat
         return now
     same = type(schedule_) is type(wanted) and schedule_.get_config() == wanted.get_config()
     return now if same else wanted
+
+
+def variables(optimizer: Optimizer) -> list[keras.Variable]:
+    """All that an optimizer has; its ``variables`` lack a number of Nadam's where Keras builds it
+    inside of ``LossScaleOptimizer``, without tracking it.
+
+    Examples:
+        >>> scaled = keras.optimizers.LossScaleOptimizer(keras.optimizers.Nadam())
+        >>> scaled.build([keras.Variable([1.0])])
+        >>> len(variables(scaled)) - len(scaled.variables)
+        1
+    """
+    found = {id(v): v for v in optimizer.variables}
+    for link in chain(optimizer):
+        found.update((id(v), v) for v in vars(link).values() if isinstance(v, keras.Variable))
+    return list(found.values())
 
 
 def count(optimizer: Optimizer) -> keras.Variable:

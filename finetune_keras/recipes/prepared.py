@@ -92,8 +92,8 @@ class Prepared:
         model = self._model
         if not self._refit or isinstance(phase, Refit) or phase.solver is not None:
             return
-        if model.optimizer is not made or _hidden(made):
-            return  # a callback has compiled; or it cannot be made as new
+        if model.optimizer is not made:
+            return  # a callback has compiled
         found = {name: vars(model)[name] for name in (*names, *_MADE_IN_FIT) if name in vars(model)}
         arguments = _private.compile_arguments(model)
         self._last = _Compiled(goes_with, arguments, found, kept(model))
@@ -126,7 +126,8 @@ def _again(model: keras.Model, last: _Compiled) -> None:
     fresh, old = model.optimizer, last.attributes["optimizer"]
     if _built(fresh) != _built(old):
         return
-    for variable, new in zip(old.variables, fresh.variables, strict=True):
+    pairs = zip(optimizers.variables(old), optimizers.variables(fresh), strict=True)
+    for variable, new in pairs:
         variable.assign(np.array(keras.ops.convert_to_numpy(new)))
     vars(model).update(last.attributes)
     if last.division is not None:
@@ -138,17 +139,5 @@ def _built(optimizer: keras.optimizers.Optimizer) -> tuple:
     links = optimizers.chain(optimizer)
     settings = [{k: v for k, v in o.get_config().items() if k not in _APART} for o in links]
     learning = [id(v) for v in _private.built_on(optimizer)]
-    shapes = [(tuple(v.shape), v.dtype) for v in optimizer.variables]
+    shapes = [(tuple(v.shape), v.dtype) for v in optimizers.variables(optimizer)]
     return [type(o) for o in links], settings, learning, shapes
-
-
-def _hidden(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Whether an optimizer has numbers that are not among its variables: Nadam, where Keras builds
-    it inside of ``LossScaleOptimizer``.
-    """
-    known = {id(v) for v in optimizer.variables}
-    return any(
-        isinstance(v, keras.Variable) and id(v) not in known
-        for o in optimizers.chain(optimizer)
-        for v in vars(o).values()
-    )

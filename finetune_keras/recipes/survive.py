@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from finetune_keras import select
+from finetune_keras import optimizers, select
 from finetune_keras._errors import CacheError
 from finetune_keras.averaging.scoring import Score
 from finetune_keras.compile import scope
@@ -163,7 +163,7 @@ class Survival(keras.callbacks.Callback):
         model, state, watch = self._task.model, self._stored, self._watch
         self._build()
         self._values("now" if state["apart"] else "best").restore()
-        variables = model.optimizer.variables
+        variables = optimizers.variables(model.optimizer)
         arrays = [self._arrays[f"o{i}"] for i in range(len(variables))]
         for variable, array in zip(variables, _typed(arrays, variables), strict=True):
             variable.assign(array)
@@ -183,7 +183,8 @@ class Survival(keras.callbacks.Callback):
             arrays |= self._moved("now", Values(model, watch.values))
         if watch.kept is not None:
             arrays |= self._moved("kept", watch.kept)
-        arrays |= {f"o{i}": _array(v) for i, v in enumerate(model.optimizer.variables)}
+        slots = optimizers.variables(model.optimizer)
+        arrays |= {f"o{i}": _array(v) for i, v in enumerate(slots)}
         arrays |= _named("chance", chance.take(model, self._task.data))
         arrays |= _named("begun", self._begun)
         last = self._phases[self._number]["epochs"]
