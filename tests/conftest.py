@@ -148,8 +148,18 @@ LONG_EXAMPLES = (
     "h5_first_layers_frozen.py",
     "resnet50_frozen.py",
     "side_by_side.py",
+    "test_bert_moves_whole",
     "test_resnet18_learns",
     "test_resnet50_takes_small_images",
+    "test_the_front_page_snippet_runs",
+    "test_the_quickstart_takes",
+)
+
+# What is read off a graph, and compares large networks; the same on every backend.
+OF_GRAPHS = (
+    "test_depth_of_known_architectures",
+    "test_efficientnet_weights_from_a_file",
+    "test_the_factors_of_one_convolution",
 )
 
 # Of files and folders of a run, which are the same on every backend.
@@ -169,6 +179,8 @@ MORE_OF_THE_SAME = (
     "test_averages_and_other_optimizers_go_on",
 )
 
+OFF = LONG_EXAMPLES + OF_GRAPHS + OF_FILES + MORE_OF_THE_SAME
+
 
 def pytest_collection_modifyitems(items):
     if keras.backend.backend() != "tensorflow":
@@ -176,7 +188,7 @@ def pytest_collection_modifyitems(items):
             trains = item.get_closest_marker("trains")
             if item.module.__name__ in NO_BACKEND and trains is None:
                 item.add_marker(pytest.mark.slow)
-            if any(name in item.name for name in LONG_EXAMPLES + OF_FILES + MORE_OF_THE_SAME):
+            if any(name in item.name for name in OFF):
                 item.add_marker(pytest.mark.slow)
 
 
