@@ -284,7 +284,7 @@ def test_another_momentum_is_another_step():
     model = classifier()
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     every = phase("every", select.everything(), norms=True, epochs=1)
-    _, history, seen = run(every, model=model, data=images(108), batch_size=4)
+    _, history, seen = run(every, model=model, data=images(120), batch_size=4)
     assert history.history["phase"] == ["every", "refit every"]
     assert seen[0][0] is not seen[1][0]
 
