@@ -229,7 +229,7 @@ def test_other_settings_that_a_callback_made_end_with_the_phase():
     class Clip(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 2:
-                self.model.optimizer.weight_decay = 0.5
+                optimizers.innermost(self.model.optimizer).weight_decay = 0.5
 
     model, seen = network(), Optimizers()
     model.compile(keras.optimizers.AdamW(weight_decay=0.01), LOGITS, metrics=["accuracy"])
@@ -240,7 +240,9 @@ def test_other_settings_that_a_callback_made_end_with_the_phase():
         callbacks=[seen, Clip()],
         **SETTINGS,
     )
-    assert model.optimizer.weight_decay == 0.01
+    first, again = (optimizers.innermost(optimizer) for optimizer, _ in seen.seen)
+    assert first.weight_decay == 0.5
+    assert again.weight_decay == 0.01
 
 
 def test_an_optimizer_with_a_hidden_state_begins_anew_as_well():
