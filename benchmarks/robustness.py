@@ -8,7 +8,8 @@ killed. Half of the kills come at a random time, from the first second on; the o
 middle of storing: at a random one of the points where a file is written, flushed or renamed.
 Recipes, kinds of data and heads take turns: arrays and image files, with validation data of their
 own, or with a fifth held out, which a refit learns from in the end; a head that is solved, and one
-with a hidden layer and dropout, which is trained. A line of JSON for each run.
+with a hidden layer and dropout, which is trained. A line of JSON for each run. On JAX what was
+compiled by one process is kept for the next ones, else they would do little else.
 """
 
 from __future__ import annotations
@@ -111,8 +112,12 @@ def start(place: Path, kind: tuple, files: Path, strike: int = 0) -> subprocess.
     command += ["--head", head]
     command += ["--directory", str(place / "run"), "--result", str(place / "result.json")]
     command += ["--files", str(files), "--strike", str(strike)]
+    env = {
+        "JAX_COMPILATION_CACHE_DIR": str(place.with_name("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     with open(place / "log", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | env)
 
 
 def pictures(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _private, graph, losses, optimizers, parts, record
+from finetune_keras import _private, graph, jit, losses, optimizers, parts, record
 from finetune_keras._errors import nearest
 from finetune_keras.heads import uncertainty
 
@@ -250,9 +250,9 @@ def _check(model: keras.Model, given: dict[str, Any]) -> None:
     steps = given.get("steps_per_execution", 1)
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
         raise ValueError(f"steps_per_execution must be an integer of 1 or more; given {steps!r}")
-    jit = given.get("jit_compile", "auto")
-    if not isinstance(jit, bool) and jit != "auto":
-        raise ValueError(f"jit_compile is True, False or 'auto'; given {jit!r}")
+    xla = given.get("jit_compile", "auto")
+    if not isinstance(xla, bool) and xla != "auto":
+        raise ValueError(f"jit_compile is True, False or 'auto'; given {xla!r}")
 
 
 def _output_names(model: keras.Model) -> list[str]:
@@ -268,6 +268,7 @@ def _output_names(model: keras.Model) -> list[str]:
 def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given: Any) -> None:
     """Compiles with ``optimizer`` and what the last compile was given, ``given`` on top."""
     before = dict(vars(model))
+    jit.allow(model)
     try:
         kept = _private.compile_arguments(model) if model.compiled else {}
         for metric in keras.tree.flatten([kept.get("metrics"), kept.get("weighted_metrics")]):

@@ -48,6 +48,7 @@ ORDER = [
     "graph.walk",
     "graph.surgery",
     "graph",
+    "jit",
     "parts",
     "depth",
     "blocks",

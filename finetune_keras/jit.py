@@ -1,0 +1,35 @@
+"""Augmentation that is compiled where it can be.
+
+Keras marks the layers that warp images as not to be compiled, since XLA on TensorFlow cannot; on
+JAX one such layer in a model has every step of its training run operation by operation, tens of
+times slower. JAX compiles these very operations, to the same values.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from finetune_keras import graph
+
+__all__ = ["allow"]
+
+# RandomCrop slices at random places, which JAX does not compile.
+_WARPS = (
+    keras.layers.RandomPerspective,
+    keras.layers.RandomRotation,
+    keras.layers.RandomShear,
+    keras.layers.RandomTranslation,
+    keras.layers.RandomZoom,
+)
+
+
+def allow(model: keras.Model) -> None:
+    """Lets the steps of ``model`` be compiled on JAX, if nothing but these layers is against it.
+
+    A layer of a class that is derived from these is left as it is.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    for _, layer in graph.opened(model).layers:
+        if type(layer) in _WARPS:
+            layer.supports_jit = True
