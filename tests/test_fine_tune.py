@@ -10,6 +10,7 @@ from conftest import chain, classifier, images, learners, moved, snapshot, value
 import finetune_keras as ftk
 from finetune_keras import heads, recipes, select
 from finetune_keras.cache import engines, forward
+from finetune_keras.check.memory import need
 
 layers = keras.layers
 LOSS = "sparse_categorical_crossentropy"
@@ -694,6 +695,20 @@ def test_length_goes_by_the_number_of_examples(data):
         return plan.epochs, plan.batch_size
 
     assert [epochs(n) for n in (40, 4000)] == [(30, 8), (8, 32)]
+
+
+def test_a_batch_shrinks_to_the_memory(data, monkeypatch):
+    x, y = np.zeros((4000, 16, 16, 3), "float32"), np.arange(4000) % 3
+    whole = compiled()
+    ftk.thaw(whole, select.backbone())
+    wanted = need(whole)  # of a step in which all learns, whatever does at first
+    for fits, size in ((33, 32), (31, 16), (9, 8), (0, 1)):
+        room = wanted.step(fits)
+        monkeypatch.setattr("finetune_keras.recipes.plan.free", lambda r=room: (r, "the GPU"))
+        plan = task_of(compiled(), ((x, y), data[1])).plan
+        assert plan.batch_size == size
+        assert ("free on the GPU" in plan.reasons["batch_size"]) is (size < 32)
+        assert task_of(compiled(), ((x, y), data[1]), batch_size=64).plan.batch_size == 64
 
 
 def test_rare_classes_get_weights_unless_told_otherwise():
