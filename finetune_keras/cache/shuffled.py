@@ -46,6 +46,9 @@ class Shuffled:
 
         def batches(order: Any) -> Any:
             whole = tf.reshape(order[: full * batch_size], (full, batch_size))
+            # Of a size that is not known beforehand, whether there is a rest or not: what was
+            # traced for one number of examples goes for another.
+            whole = tf.compat.v1.placeholder_with_default(whole, (None, None))
             found = tf.data.Dataset.from_tensor_slices(whole)
             rest = tf.data.Dataset.from_tensors(order[full * batch_size :])
             return found.concatenate(rest) if self._count % batch_size else found

@@ -14,7 +14,6 @@ from finetune_keras.cache.split import keep, kept
 from finetune_keras.compile import compile as _compile
 from finetune_keras.freeze import thaw
 from finetune_keras.recipes.phase import Phase, Refit
-from finetune_keras.recipes.statistics import momenta
 from finetune_keras.schedules import WarmupCosine
 
 __all__ = ["Prepared"]
@@ -78,7 +77,7 @@ class Prepared:
         before = dict(vars(model))
         _compile(model, optimizer=optimizer, learning_rate=rate, layer_decay=phase.layer_decay)
         learning = tuple(id(v) for v in model.trainable_variables)
-        goes_with = learning, phase.layer_decay, course, momenta(model, steps)
+        goes_with = learning, phase.layer_decay, course
         if phase.solver is not None:
             self._last = last  # nothing is traced for it; it comes before the one that is refitted
         elif last is not None and last.goes_with == goes_with:

@@ -213,7 +213,7 @@ def _train(
         own = {}
     elif isinstance(phase, Refit):  # once, to see that all went well: it has learned from these
         own["validation_freq"] = [epochs]
-    steps = data.steps(plan.batch_size)
+    steps = task.data.steps(plan.batch_size)  # in a refit as before it: a traced step has it
     with warnings.catch_warnings(), following(task.model, steps):
         # Recipes keep drawing once: said in the guide, and not at each phase.
         warnings.filterwarnings("ignore", message=".*in this training, since each")

@@ -9,7 +9,7 @@ import keras
 
 from finetune_keras import graph
 
-__all__ = ["following", "momenta"]
+__all__ = ["following"]
 
 _BATCHES = 10  # that the statistics average over, at the least
 
@@ -37,19 +37,14 @@ def following(model: keras.Model, steps: int) -> Iterator[None]:
     """
     layers = _learning(model)
     before = [layer.momentum for layer in layers]
+    share = 1 - 1 / max(_BATCHES, steps / 2)
     try:
-        for layer, momentum in zip(layers, momenta(model, steps), strict=True):
-            layer.momentum = momentum
+        for layer in layers:
+            layer.momentum = min(layer.momentum, share)
         yield
     finally:
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
-
-
-def momenta(model: keras.Model, steps: int) -> tuple[float, ...]:
-    """The momentum of each of these layers within `following`."""
-    share = 1 - 1 / max(_BATCHES, steps / 2)
-    return tuple(min(layer.momentum, share) for layer in _learning(model))
 
 
 def _learning(model: keras.Model) -> list[keras.layers.BatchNormalization]:
