@@ -10,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-from finetune_keras import _private, flags, graph, record
+from finetune_keras import _private, flags, graph, jit, record
 from finetune_keras._errors import sentence
 from finetune_keras.attached import stored
 from finetune_keras.heads import uncertainty
@@ -77,6 +77,7 @@ def _load(path: Path, custom_objects: dict | None, safe_mode: bool) -> keras.Mod
         path, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
     )
     _penalise_as_saved(model, path)
+    jit.allow(model)
     found = record.read(model)
     if found is None or not (found.frozen or found.newcomers):
         _compile_as_saved(model, path, custom_objects)

@@ -50,3 +50,8 @@ def test_what_jax_cannot_compile_is_left_to_keras():
         model = built(layer)
         assert model.jit_compile is False
         model.fit(x, y, batch_size=8, verbose=0)
+
+
+def test_a_loaded_model_is_compiled_too(tmp_path):
+    built(keras.layers.RandomRotation(0.1)).save(tmp_path / "it.keras")
+    assert ftk.load(tmp_path / "it.keras").jit_compile is ON_JAX
