@@ -45,14 +45,17 @@ def held(found: tuple[str, str], said: list | None) -> None:
 
 def cases():
     """By default the costly contracts are held against the small networks, and against the larger
-    representatives on TensorFlow only, which compiles least.
+    representatives on TensorFlow only, which compiles least. What is read off a graph is the same
+    on every backend.
     """
     few = keras.backend.backend() != "tensorflow"
     for network in NETWORKS.values():
         for name in contracts.CONTRACTS:
             cheap = name in contracts.CHEAP
             slow = network.mark == "slow" or (network.mark == "big" and not cheap)
-            slow = slow or (few and network.kind not in ("this package", "your own") and not cheap)
+            slow = slow or (
+                few and network.kind not in ("this package", "your own") and name != "features"
+            )
             marks = pytest.mark.slow if slow else ()
             if network.kind == "keras.applications" and not slow:
                 marks = slow_marks(network.name, NETWORKS)
