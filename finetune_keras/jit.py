@@ -1,7 +1,7 @@
 """Augmentation that is compiled where it can be.
 
 Keras marks the layers that warp images as not to be compiled, since XLA on TensorFlow cannot; on
-JAX one such layer in a model has every step of its training run operation by operation, tens of
+JAX one such layer in a model has every step of its training run operation by operation, several
 times slower. JAX compiles these very operations, to the same values.
 """
 
