@@ -268,9 +268,11 @@ def _output_names(model: keras.Model) -> list[str]:
 def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given: Any) -> None:
     """Compiles with ``optimizer`` and what the last compile was given, ``given`` on top."""
     before = dict(vars(model))
-    jit.allow(model)
+    allowed = jit.allow(model)
     try:
         kept = _private.compile_arguments(model) if model.compiled else {}
+        if allowed and kept and not kept.get("run_eagerly"):
+            kept["jit_compile"] = "auto"  # Keras had to answer it by False
         for metric in keras.tree.flatten([kept.get("metrics"), kept.get("weighted_metrics")]):
             if isinstance(metric, keras.metrics.Metric):
                 metric.reset_state()  # ``evaluate`` does not, before a first batch has built them

@@ -20,7 +20,14 @@ WARPS = {
 
 def built(layer, **settings):
     keras.utils.set_random_seed(1)
-    return ftk.build(residual(), heads.Classification(3), augment=layer, freeze=None, **settings)
+    return ftk.build(
+        residual(),
+        heads.Classification(3),
+        augment=layer,
+        freeze=None,
+        learning_rate=1e-2,
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("name", WARPS)
@@ -55,3 +62,20 @@ def test_what_jax_cannot_compile_is_left_to_keras():
 def test_a_loaded_model_is_compiled_too(tmp_path):
     built(keras.layers.RandomRotation(0.1)).save(tmp_path / "it.keras")
     assert ftk.load(tmp_path / "it.keras").jit_compile is ON_JAX
+
+
+def test_a_model_that_keras_has_compiled_is_compiled_when_it_is_changed():
+    model = built(keras.layers.RandomRotation(0.1))
+    model.layers[1].supports_jit = False  # as Keras makes it
+    model.compile("adam", "sparse_categorical_crossentropy")
+    assert model.jit_compile is False
+    ftk.compile(model, learning_rate=1e-3)
+    assert model.jit_compile is ON_JAX
+    ftk.compile(model, jit_compile=False)
+    ftk.thaw(model, ftk.select.everything(), learning_rate=1e-3)
+    assert model.jit_compile is False
+
+
+def test_a_model_that_is_not_built_can_be_loaded(tmp_path):
+    keras.Sequential([keras.layers.Dense(3)]).save(tmp_path / "it.keras")
+    assert not ftk.load(tmp_path / "it.keras").built
