@@ -139,6 +139,7 @@ SMALLEST = {
     "regularisers": "--data DATA --shots 2 --seeds 1 --epochs 4",
     "schedules": "--data DATA --shots 2 --seeds 1 --epochs 1 --size 32 --rates 1e-3",
     "thaw": "--model letters_resnet --size 16 --repeats 1",
+    "warps": "--size 16 --batch 2 --steps 2 --repeats 1",
 }
 
 
