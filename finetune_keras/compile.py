@@ -291,6 +291,8 @@ def recompile(model: keras.Model, optimizer: keras.optimizers.Optimizer, **given
             # Keras would do it in ``fit``; now, it cannot be tied to another model before.
             model.optimizer.build(model.trainable_variables)
     except BaseException:
+        for layer in allowed:
+            layer.supports_jit = False
         vars(model).update(before)
         raise
     record.refresh(model)

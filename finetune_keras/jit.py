@@ -23,18 +23,18 @@ _WARPS = (
 )
 
 
-def allow(model: keras.Model) -> bool:
+def allow(model: keras.Model) -> list[keras.layers.Layer]:
     """Lets the steps of ``model`` be compiled on JAX, if nothing but these layers is against it.
 
     A layer of a class that is derived from these is left as it is. ``RandAugment`` and ``AugMix``
     hold some of them, and are compiled then, which takes them longer than others.
 
     Returns:
-        Whether a layer was changed.
+        The layers that were changed.
     """
     if keras.backend.backend() != "jax" or not model.built:
-        return False
+        return []
     found = [x for _, x in graph.opened(model).layers if type(x) in _WARPS and not x.supports_jit]
     for layer in found:
         layer.supports_jit = True
-    return bool(found)
+    return found
