@@ -28,7 +28,7 @@ seconds as it took until it ended by itself, to the last epoch that ends in them
 epochs, runs once more with as many as the time allows. A row has the accuracy and both clocks
 after each epoch. Times are without reading, building and testing, and with compilation. CPU seconds
 are those of all threads, which other programs on the machine do not lengthen as they do wall
-seconds; but for fastai and PyTorch, whose threads wait busily: run these on an idle machine.
+seconds; fastai and PyTorch have one, as more would take as long and wait busily.
 
 Runs that are in the file are not repeated, unless a later one of ``fine_tune`` took longer. The
 most telling come first, and all ways of a seed before the next seed. PYTHON has torch, torchvision

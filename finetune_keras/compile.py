@@ -203,6 +203,8 @@ def _adjusted(model: keras.Model, loss: Any, smoothing: Any, class_weight: Any, 
                 "label_smoothing= and class_weight= of several outputs need the losses by name: "
                 f"loss={{{', '.join(f'{n!r}: ...' for n in names)}}}; given {loss!r}"
             )
+        if isinstance(loss, list | tuple) and len(loss) == 1:
+            return [one("", loss[0], smoothing, class_weight, counts)]
         return one("", loss, smoothing, class_weight, counts)
     given = {"label_smoothing": smoothing, "class_weight": class_weight, "counts": counts}
     for option, value in given.items():

@@ -16,7 +16,7 @@ from keras import ops
 
 from finetune_keras._errors import nearest
 
-__all__ = ["WeightedCrossentropy", "adjusted", "balanced", "is_binary", "weights"]
+__all__ = ["WeightedCrossentropy", "adjusted", "balanced", "is_binary", "takes_weights", "weights"]
 
 _KINDS = {
     "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
@@ -119,8 +119,8 @@ def adjusted(
     """``loss`` with smoothed labels, weighted classes or both; what is ``None`` stays.
 
     Args:
-        loss: a cross-entropy of Keras by name or as instance, or a loss of this library around
-            one.
+        loss: a cross-entropy of Keras by name, as function or as instance, or a loss of this
+            library around one.
         label_smoothing: from 0, which switches it off, and below 1.
         class_weight: one number a class, in the order of the labels; ``False`` switches it off.
 
@@ -130,8 +130,9 @@ def adjusted(
     Raises:
         ValueError: if the loss is no cross-entropy, or the numbers do not fit.
     """
-    if isinstance(loss, str):
-        loss = _KINDS[loss]() if loss in _KINDS else loss
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", "")
+    if name in _KINDS and (isinstance(loss, str) or loss is getattr(keras.losses, name)):
+        loss = _KINDS[name]()
     inner = getattr(loss, "loss", None)
     if isinstance(inner, keras.losses.Loss) and not isinstance(loss, WeightedCrossentropy):
         # A loss around it, for missing labels or for one learned weight.
@@ -164,6 +165,20 @@ def adjusted(
     if smooth == 0.0 and weight is None:
         return loss
     return WeightedCrossentropy(loss, smooth, weight, reduction=loss.reduction)
+
+
+def takes_weights(loss: Any) -> bool:
+    """Whether `adjusted` can weigh the classes of a loss.
+
+    Examples:
+        >>> takes_weights("binary_crossentropy"), takes_weights("binary_focal_crossentropy")
+        (True, False)
+    """
+    try:
+        adjusted(loss, class_weight=False)
+    except ValueError:
+        return False
+    return True
 
 
 def weights(class_weight: Any, counts: Any, classes: int | None, names: Sequence[str] = ()) -> Any:
@@ -268,4 +283,5 @@ def is_binary(loss: Any) -> bool:
     while isinstance(getattr(loss, "loss", None), keras.losses.Loss):
         loss = loss.loss
     kind = _KINDS["binary_crossentropy"]
-    return loss == "binary_crossentropy" if isinstance(loss, str) else isinstance(loss, kind)
+    plain = loss == "binary_crossentropy" or loss is keras.losses.binary_crossentropy
+    return plain or isinstance(loss, kind)

@@ -212,6 +212,7 @@ ORDER = [
     "recipes.prepared",
     "recipes.refit",
     "recipes.soften",
+    "recipes.aside",
     "recipes.chance",
     "recipes.folder",
     "recipes.identity",

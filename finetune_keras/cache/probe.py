@@ -12,7 +12,7 @@ from finetune_keras import graph, outputs, parts
 from finetune_keras.heads.missing import KnownLoss
 from finetune_keras.losses import WeightedCrossentropy
 
-__all__ = ["Probe", "solvable"]
+__all__ = ["Probe", "SharesError", "solvable"]
 
 _LOSSES = {
     "SparseCategoricalCrossentropy": "softmax",
@@ -30,6 +30,10 @@ _OFF = (  # at inference
     | keras.layers.AlphaDropout
     | keras.layers.GaussianDropout
 )
+
+
+class SharesError(ValueError):
+    """Labels that are shares of several classes, which only training can take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +108,20 @@ class Probe:
             y, weight = self._classes(y), weight[:, 0]
         elif not np.isin(y, (0, 1)).all():
             odd = y[~np.isin(y, (0, 1))][0]
-            raise ValueError(f"labels of sigmoids are 0 or 1; given {odd:g}: {_TRAIN}")
+            raise SharesError(f"labels of sigmoids are 0 or 1; given {odd:g}: {_TRAIN}")
         if self.class_weight is not None:
             weight = weight * np.asarray(self.class_weight)[y.astype("int64")]
         return y, weight
+
+    def takes(self, y: Any) -> bool:
+        """Whether labels are no shares of several classes, as mixed examples have."""
+        try:
+            self.targets(y)
+        except SharesError:
+            return False
+        except ValueError:
+            pass  # wrong in another way, which the solver tells
+        return True
 
     def _classes(self, y: np.ndarray) -> np.ndarray:
         units = self.layer.units
@@ -125,7 +139,7 @@ class Probe:
                 )
             return whole
         if not np.isin(y, (0, 1)).all() or (y.sum(axis=1) != 1).any():
-            raise ValueError(
+            raise SharesError(
                 f"one-hot labels have one 1 a row; a row given is not so: {_TRAIN}, "
                 "which takes shares of several classes"
             )

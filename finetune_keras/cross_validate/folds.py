@@ -91,7 +91,7 @@ def rows(data: Any, groups: Any = None) -> Rows:
         return tuple(arrays.each(functools.partial(taken, at=at), part) for part in parts)
 
     own = _groups(groups, count)
-    return Rows(count, strata(parts[1], count), own, take, lambda at: (take(at), at))
+    return Rows(count, strata(parts[1], count=count), own, take, lambda at: (take(at), at))
 
 
 def _of_files(data: Any, plan: Plan, groups: Any) -> Rows:
@@ -106,7 +106,7 @@ def _of_files(data: Any, plan: Plan, groups: Any) -> Rows:
     if groups is None and data.file_paths and len(set(data.file_paths)) < count:
         groups = data.file_paths  # a file that comes several times is in one fold only
     labels = plan.examples.labels[plan.rows]
-    return Rows(count, strata(labels, count), _groups(groups, count), take, held)
+    return Rows(count, strata(labels, count=count), _groups(groups, count), take, held)
 
 
 def _groups(groups: Any, count: int) -> np.ndarray | None:

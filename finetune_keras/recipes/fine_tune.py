@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 
-from finetune_keras import optimizers
+from finetune_keras import _private, losses, optimizers
 from finetune_keras._errors import nearest, whole
 from finetune_keras.cache.features import unpacked
 from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes import named
-from finetune_keras.recipes.examples import examples
+from finetune_keras.recipes.examples import check, examples
 from finetune_keras.recipes.folder import Folder
 from finetune_keras.recipes.identity import CHANGED, identity
 from finetune_keras.recipes.phase import Phase
@@ -169,6 +169,8 @@ def fine_tune(
         raise ValueError("directory= keeps the run, as BackupAndRestore would: leave it out")
     with contextlib.nullcontext() if folder is None else folder.locked():
         data = examples(model, train, validation_data, seed)
+        if test_data is not None:
+            check(model, test_data, "the test data")
         begun = None if folder is None else _BEGUN.get(model)
         begun = begun if begun and begun.path == folder.path.resolve() and folder.run else None
         optimizer = optimizers.make(
@@ -207,11 +209,11 @@ def fine_tune(
             task = Task(model, data, plan, optimizer, verbose=verbose)
             history = run(task, function, callbacks=given, verbose=verbose, folder=folder)
             history.plan, history.test = plan, None
-            if test_data is not None:
-                history.test = _evaluated(model, test_data, plan.batch_size)
         except BaseException:
             before.restore()
             raise
+    if test_data is not None:  # whatever happens meanwhile, the model is trained
+        history.test = _evaluated(model, test_data, plan.batch_size)
     if verbose:
         print(f"best: {history.best}")
         if history.test is not None:
@@ -233,11 +235,14 @@ def _recipe(recipe: Any) -> tuple[str, Callable[[Task], Iterable[Phase]]]:
 
 
 def _weigh(model: keras.Model, weights: tuple[float, ...] | None) -> None:
-    """Puts the weights of the classes into the loss."""
-    if weights is None:
-        _compile(model, class_weight=False)
-    else:
-        _compile(model, class_weight=list(weights))
+    """Puts the weights of the classes into the loss, or takes those away that it has."""
+    loss = _private.compile_arguments(model)["loss"]
+    given = False if weights is None else list(weights)
+    if isinstance(loss, dict):
+        given = {name: given for name, own in loss.items() if losses.takes_weights(own)}
+    elif weights is None and not any(map(losses.takes_weights, keras.tree.flatten(loss))):
+        return
+    _compile(model, class_weight=given)
 
 
 def _evaluated(model: keras.Model, data: Any, batch_size: int) -> dict[str, float]:

@@ -201,11 +201,14 @@ def make(
     if monitor == "auto" and (weights is not None or _weighted(model)):
         monitor = "loss"
         reasons["monitor"] = "of validation, as accuracy rewards to never answer a rare class"
+    setter = next((type(c).__name__ for c in callbacks if isinstance(c, _SETTERS)), None)
     if data.whole is not None:
         reasons["refit"] = "what was best is done once more, with the examples held out"
         if not refit:
             reasons["refit"] = "as given"
-    setter = next((type(c).__name__ for c in callbacks if isinstance(c, _SETTERS)), None)
+        elif setter is not None:
+            refit = False
+            reasons["refit"] = f"{setter} sets the rate, by scores and epochs that a refit has not"
     if setter is not None:
         reasons["warm"] = f"{setter} sets the rate, so it does not rise and fall by itself"
     return Plan(
@@ -255,6 +258,8 @@ def _batch(model: keras.Model, data: Examples) -> tuple[int, str]:
         size //= 2
         why = f"halved until an epoch of {data.count} examples has {_STEPS} steps, not below 8"
     room = free()
+    if room is None:
+        why += "; how much memory is free is not known"
     before, units = flags.Snapshot(model), graph.opened(model).units
     try:
         flags.put(model, units, frozenset(id(u.variable) for u in units))
@@ -291,10 +296,15 @@ def _outputs(model: keras.Model) -> list[Output]:
     return outputs(model, graph.ends(model)[1])
 
 
+def _loss(model: keras.Model) -> Any:
+    """Of the only output."""
+    found = keras.tree.flatten(_private.compile_arguments(model)["loss"])
+    return found[0] if len(found) == 1 else None
+
+
 def _weighted(model: keras.Model) -> bool:
     """Whether the loss weighs classes already."""
-    loss = _private.compile_arguments(model)["loss"]
-    found = keras.tree.flatten(loss)
+    found = keras.tree.flatten(_private.compile_arguments(model)["loss"])
     while found:
         loss = found.pop()
         if isinstance(loss, losses.WeightedCrossentropy) and loss.class_weight is not None:
@@ -318,6 +328,8 @@ def _weights(
             return None, "each example has a weight as given"
         if len(found) != 1:
             return None, "given for each output, or not at all"
+        if not losses.takes_weights(_loss(model)):
+            return None, "the loss weighs no classes"
         if data.labels is None:
             return None, "the labels are read with the data; 'balanced' counts them before"
         many = counts(found[0], data.labels)
@@ -343,6 +355,11 @@ def _weights(
     many = None
     if isinstance(given, str):
         many = counts(found[0], data.read_labels(model))
+        if many is None and given == "balanced":
+            raise ValueError(
+                "class_weight='balanced' counts the examples of each class, and the labels and "
+                f"the loss of {model.name!r} do not tell the classes: give a dict or a list"
+            )
     value = losses.weights(given, many, size, names)
     return tuple(value), "as given" if many is None else f"as given, by counts {many.tolist()}"
 

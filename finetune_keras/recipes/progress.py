@@ -59,6 +59,8 @@ class Progress(keras.callbacks.Callback):
         self._over += 1
         self._took.append(time.perf_counter() - self._begun)
         logs = dict(logs or {})
+        if isinstance(self._phase, Refit):  # it has learned from these examples
+            logs = {k: v for k, v in logs.items() if not k.startswith("val_")}
         rate = logs.pop("learning_rate", None)  # of a callback
         words = [_numbers(logs)]
         if self._phase.solver is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import keras
 
 from finetune_keras import flags, record
-from finetune_keras._errors import LossError
+from finetune_keras._errors import CacheError, LossError
 from finetune_keras.cache.fit import fit
 from finetune_keras.cache.shared import sharing
 from finetune_keras.compile import compile as _compile
+from finetune_keras.recipes.aside import aside
 from finetune_keras.recipes.best import Values, Watch
 from finetune_keras.recipes.chance import Begins
 from finetune_keras.recipes.examples import Examples
@@ -112,7 +114,10 @@ def run(
                     continue
                 watch.begin(phase, number, len(history.epoch))
                 progress.begin(phase, over)
-                seen = [*callbacks, told, watch, *([progress] if verbose == 1 else [])]
+                seen = [*callbacks, told]
+                if isinstance(phase, Refit):
+                    seen = aside(seen, list(history.history))
+                seen += [watch, *([progress] if verbose == 1 else [])]
                 seen += [] if kept is None else [kept]
                 try:
                     if isinstance(phase, Refit):
@@ -132,6 +137,7 @@ def run(
     except KeyboardInterrupt:
         if watch.best is None:
             raise  # there is nothing better than what there was
+        watch.values.restore()  # it may have come while they were put back
         history.interrupted = True
         watch.give_up()
         if verbose:
@@ -217,7 +223,8 @@ def _train(
     with warnings.catch_warnings(), following(task.model, steps):
         # Recipes keep drawing once: said in the guide, and not at each phase.
         warnings.filterwarnings("ignore", message=".*in this training, since each")
-        fit(
+        train = functools.partial(
+            fit,
             task.model,
             x,
             y,
@@ -227,9 +234,15 @@ def _train(
             initial_epoch=first + over,
             callbacks=callbacks,
             verbose=max(verbose - 1, 0),
-            solver=phase.solver,
             **own,
         )
+        try:
+            train(solver=phase.solver)
+        except CacheError as e:  # before an epoch began: there is no room, on the disk either
+            if phase.solver:
+                raise
+            task.say(f"phase {phase.name!r}: what is frozen is computed at each epoch, as {e}")
+            train(cache=False)
 
 
 class _Told(keras.callbacks.History):

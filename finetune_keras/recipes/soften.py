@@ -19,11 +19,13 @@ _HALVINGS = 30
 
 
 def follows_probe(task: Task, before: Phase | None, phase: Phase) -> bool:
-    """Whether a phase begins with what one left in which the head learned alone."""
-    if before is None or not phase.soften:
+    """Whether a phase begins with what one left in which the head learned alone, and goes on with
+    the head and more.
+    """
+    if before is None or not phase.soften or before.solver is None:
         return False
     head = task.learned(select.head())
-    return task.learned(before.learn) == head != task.learned(phase.learn)
+    return task.learned(before.learn) == head < task.learned(phase.learn)
 
 
 def soften(task: Task, data: Examples) -> float:

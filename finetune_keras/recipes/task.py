@@ -105,14 +105,16 @@ class Task:
         return frozenset(id(u.variable) for u in select.resolve(self.model, learn))
 
     def solvable(self) -> Probe | None:
-        """The head, if it is one dense layer that can be solved."""
+        """The head, if it is one dense layer that can be solved for labels such as these."""
         divided = self.divided(select.head())
         if divided is None:
             return None
         try:
-            return solvable(divided.suffix, _private.compile_arguments(self.model)["loss"])
+            found = solvable(divided.suffix, _private.compile_arguments(self.model)["loss"])
         except ValueError:
             return None
+        takes = functools.partial(_takes, probe=found)
+        return found if self.measured("labels of one class", takes) else None
 
     def probe(self) -> Phase:
         """The head alone on fixed features: solved if it can be, or else trained."""
@@ -140,6 +142,13 @@ class Task:
             return phase
         found = self.measured(f"rate of {phase.name}", functools.partial(_rate, phase=phase))
         return dataclasses.replace(phase, learning_rate=found)
+
+
+def _takes(task: Task, probe: Probe) -> bool:
+    taken = all(map(probe.takes, task.data.seen_labels(task.model)))
+    if not taken:
+        task.say("labels are shares of several classes, so the head is trained, not solved")
+    return taken
 
 
 def _rate(task: Task, phase: Phase) -> float:
