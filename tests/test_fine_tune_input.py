@@ -276,3 +276,20 @@ def test_a_head_that_stays_as_it_was_solved_is_not_softened():
     assert history.best.phase == "below"  # as good is enough
     loss, _ = model.evaluate(ROWS, y, verbose=0)
     assert loss == pytest.approx(history.history["val_loss"][1], rel=1e-4)
+
+
+def test_no_head_is_told_before_anything_is_trained():
+    inputs = keras.Input((6,))
+    x = layers.Dense(4, name="a")(inputs)
+    model = keras.Model(inputs, [layers.Dense(2, name="p")(x), layers.Dense(1, name="q")(x)])
+    model.compile("adam", ["mse", "mse"])
+    y = [ROWS[:, :2], ROWS[:, :1]]
+    with pytest.raises(ftk.SelectionError, match="'auto' trains the head first, and 'functional"):
+        ftk.fine_tune(model, (ROWS, y), verbose=0)
+
+    def own(task):
+        yield task.phase("all", select.everything(), epochs=1)
+        yield task.phase("more", select.everything(), epochs=1)
+
+    history = tuned(model, (ROWS, y), recipe=own, refit=False)
+    assert history.history["phase"] == ["all", "more"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 
-from finetune_keras import _private, losses, optimizers
-from finetune_keras._errors import nearest, whole
+from finetune_keras import _private, losses, optimizers, parts
+from finetune_keras._errors import SelectionError, nearest, whole
 from finetune_keras.cache.features import unpacked
 from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes import named
@@ -102,13 +102,16 @@ def fine_tune(
             from the start, with the examples that were held out by default, each for as many
             epochs as it took. Where ``validation_data`` are given there is nothing to add. It is
             undone if even so it ends worse on these examples than the probe, or than the best by
-            more than the standard error of an accuracy.
-        callbacks: as in ``fit``; they see all phases, whose epochs are numbered on.
+            more than the standard error of an accuracy. There is none where a callback of Keras
+            sets the rate by scores or epochs.
+        callbacks: as in ``fit``; they see all phases, whose epochs are numbered on. In a refit
+            each score by validation is NaN for them, and ``EarlyStopping`` is left out.
         seed: sets the random states of Python, NumPy and Keras, and what is held out.
         directory: keeps the run after each epoch: weights, optimizer, random states, the best so
             far. The same call in a later process goes on from there, and on a CPU ends with the
             weights of a run without a break, to the bit, if the data are arrays or of
-            ``finetune_keras.data``. A run that is over is given again.
+            ``finetune_keras.data``; of another data set only its kind and the number of batches
+            tell whether it is the same. A run that is over is given again.
         verbose: 0 for nothing; 1 for the plan, the phases and a line an epoch with the rate and
             the time that is left; 2 for Keras' own bar of each epoch in place of the line.
 
@@ -121,9 +124,9 @@ def fine_tune(
 
     Raises:
         TypeError: if the model, the data or the recipe are none.
-        ValueError: if the model is not compiled, data are empty, can be read once only, or are a
-            data set without validation data; for a number out of range; if the loss is NaN from
-            the start.
+        ValueError: if the model is not compiled, data are empty, can be read once only, have no
+            end, or are a data set without validation data; if labels are not what the loss takes;
+            for a number out of range; if the loss is NaN from the start.
         SelectionError: if the model has no head.
         CacheError: if ``directory`` has the run of another model, other data, other arguments or
             another version, or cannot be written.
@@ -148,6 +151,12 @@ def fine_tune(
             "finetune_keras.compile(model, loss=..., metrics=[...])"
         )
     name, function = _recipe(recipe)
+    if isinstance(recipe, str) and not parts.parts(model).head_units:
+        raise SelectionError(
+            f"the recipe {recipe!r} trains the head first, and {model.name!r} has none that is "
+            "found: build the model by finetune_keras.build, or give recipe= a function of a task "
+            "that says what learns"
+        )
     if seed is not None:
         keras.utils.set_random_seed(whole("seed", seed, 0))
     verbose = 1 if verbose == "auto" else int(verbose)
