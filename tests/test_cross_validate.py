@@ -530,15 +530,17 @@ def test_an_error_of_the_first_run_is_raised():
         ftk.cross_validate(small, numbered(), train=Spoils(0, RuntimeError("mine")), verbose=0)
 
 
-def test_an_interruption_gives_the_runs_that_are_done(capsys):
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_an_interruption_gives_the_runs_that_are_done(verbose, capsys):
     spoils = Spoils(2, KeyboardInterrupt())
-    found = ftk.cross_validate(small, numbered(), folds=3, seeds=2, train=spoils, verbose=0)
+    given = {"folds": 3, "seeds": 2, "train": spoils, "verbose": verbose}
+    found = ftk.cross_validate(small, numbered(), **given)
     assert found.interrupted
     assert [(r.fold, r.seed) for r in found.runs] == [(0, 0), (1, 0)]
     assert found.scores["loss"].shape == (3, 2)
     assert np.isfinite(found.mean["loss"])
     assert str(found).endswith("interrupted after 2 of 6 runs")
-    assert "interrupted in fold 3 of 3, seed 0" in capsys.readouterr().out
+    assert ("interrupted in fold 3 of 3, seed 0" in capsys.readouterr().out) == bool(verbose)
     with pytest.raises(KeyboardInterrupt):
         ftk.cross_validate(small, numbered(), train=Spoils(0, KeyboardInterrupt()), verbose=0)
 

@@ -293,3 +293,36 @@ def test_no_head_is_told_before_anything_is_trained():
 
     history = tuned(model, (ROWS, y), recipe=own, refit=False)
     assert history.history["phase"] == ["all", "more"]
+
+
+def test_a_callback_of_ones_own_may_set_the_rate():
+    class Sets(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.optimizer.learning_rate = 0.0
+            self.before = self.model.get_weights()
+
+        def on_epoch_end(self, epoch, logs=None):
+            now = zip(self.before, self.model.get_weights(), strict=True)
+            moved = any((a != b).any() for a, b in now)
+            self.seen.append((float(self.model.optimizer.learning_rate) > 0, moved))
+
+    model, sets = of_curves(), Sets()
+    x, y = curves()
+    tuned(model, (x, y), validation_data=(x, y), epochs=4, patience=9, callbacks=[sets])
+    # The last step's rate is 0 by itself.
+    assert sets.seen[1:] == [(True, True), (False, False), (False, False), (False, False)]
+    assert float(model.optimizer.learning_rate) > 0
+
+
+def test_a_long_pass_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr("finetune_keras.recipes.progress._LONG", 0.0)
+    for verbose, told in ((1, True), (0, False), (2, False)):
+        x, y = curves()
+        tuned(of_curves(), (x, y), validation_data=(x, y), batch_size=20, verbose=verbose)
+        text = capsys.readouterr().out
+        assert ("features of what is frozen: batch 2 of 3, " in text) == told

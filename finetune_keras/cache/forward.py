@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -17,7 +20,22 @@ from finetune_keras.cache.rows import dtype_of
 from finetune_keras.cache.store import Folder, Memory
 from finetune_keras.check import shapes
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "telling"]
+
+_Tell = Callable[[int, int | None, float], None]
+_TELL: contextvars.ContextVar[_Tell | None] = contextvars.ContextVar("tell", default=None)
+
+
+@contextlib.contextmanager
+def telling(tell: _Tell) -> Iterator[None]:
+    """Has passes without a bar of their own told: batches done, of how many (``None`` if that is
+    not known), and seconds since the first.
+    """
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 class Pass:
@@ -201,6 +219,7 @@ class _Bar:
 
     def __init__(self, total: int | None, done: int, verbose: int):
         self.bar = None
+        self.tell, self.first = None if verbose else _TELL.get(), done
         self.done, self.total, self.examples = done, total, 0
         self.start = time.perf_counter()
         if verbose and (total is None or done < total):
@@ -213,6 +232,9 @@ class _Bar:
         self.done, self.examples = self.done + 1, self.examples + size
         if self.bar is not None:
             self.bar.update(self.done, [("examples/s", self.rate)], finalize=False)
+        if self.tell is not None:
+            total = None if self.total is None else self.total - self.first
+            self.tell(self.done - self.first, total, time.perf_counter() - self.start)
 
     @property
     def rate(self) -> float:

@@ -135,7 +135,8 @@ def run(
         except KeyboardInterrupt:
             if not done:
                 raise  # there is nothing to tell
-            print(f"interrupted in {job.name}: {len(done)} of {total} runs are done")
+            if verbose:
+                print(f"interrupted in {job.name}: {len(done)} of {total} runs are done")
             return tuple(done), True
         except Exception as e:
             if not done and not isinstance(e, LossError):

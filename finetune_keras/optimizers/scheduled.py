@@ -19,18 +19,20 @@ from finetune_keras.optimizers.wrapper import Optimizer, Wrapper, innermost
 __all__ = ["ScheduledOptimizer", "up_and_down"]
 
 _LOW = 0.1  # of the peak, at the first step
+_NONE = -1.0  # a rate that nobody has set
 
 
 @keras.saving.register_keras_serializable(package="finetune_keras")
 class ScheduledOptimizer(Wrapper):
     """An optimizer whose rate rises in a line from a tenth to ``peak``, and falls along half a
-    cosine to 0. Made by `up_and_down`.
+    cosine to 0. Made by `up_and_down`. A rate that is set meanwhile, by a callback, stays.
 
     Args:
         inner_optimizer: the optimizer that makes the step; its rate is set before each.
         peak: the highest rate.
         steps: of the whole; batches, where gradients are accumulated too.
         warmup_steps: of the rise.
+        fixed: the rate from now on; ``None`` goes up and down.
         name: of this optimizer.
     """
 
@@ -43,10 +45,11 @@ class ScheduledOptimizer(Wrapper):
         peak: float = 1e-3,
         steps: int = 1,
         warmup_steps: int = 0,
+        fixed: float | None = None,
         name: str | None = None,
     ):
         super().__init__(inner_optimizer, name=name)
-        self._numbers = {"peak": peak, "steps": steps, "warmup_steps": warmup_steps}
+        self._numbers = {"peak": peak, "steps": steps, "warmup_steps": warmup_steps, "fixed": fixed}
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Builds it, once; the numbers become variables."""
@@ -55,7 +58,7 @@ class ScheduledOptimizer(Wrapper):
         for name, value in self._numbers.items():
             made = self.add_variable(
                 (),
-                initializer=keras.initializers.Constant(value),
+                initializer=keras.initializers.Constant(_NONE if value is None else value),
                 dtype="float32",
                 name=name,
                 aggregation="only_first_replica",
@@ -74,21 +77,27 @@ class ScheduledOptimizer(Wrapper):
         rising = _LOW + (1.0 - _LOW) * done / ops.maximum(warm, 1.0)
         left = 1.0 - (done - warm) / ops.maximum(steps - warm, 1.0)
         falling = ops.square(ops.sin(math.pi / 2.0 * ops.clip(left, 0.0, 1.0)))
-        return ops.convert_to_tensor(self._peak) * ops.where(done < warm, rising, falling)
+        course = ops.convert_to_tensor(self._peak) * ops.where(done < warm, rising, falling)
+        fixed = ops.convert_to_tensor(self._fixed)
+        return ops.where(fixed < 0.0, course, fixed)
 
     @property
     def learning_rate(self) -> Any:
-        """That of the next step, as with a ``LearningRateSchedule``."""
+        """That of the next step, as with a ``LearningRateSchedule``; it can be set."""
         if self.built:
             return self._rate()
+        if self._numbers["fixed"] is not None:
+            return self._numbers["fixed"]
         return self._numbers["peak"] * (_LOW if self._numbers["warmup_steps"] else 1.0)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Any) -> None:
-        raise TypeError(
-            "the rate goes up and down by a schedule, and cannot be set meanwhile: compile the "
-            "model with another rate"
-        )
+        rate = float(keras.ops.convert_to_numpy(learning_rate))
+        if not 0 <= rate < float("inf"):
+            raise ValueError(f"a rate is a number from 0 on; given {rate:g}")
+        self._numbers["fixed"] = rate
+        if self.built:
+            self._fixed.assign(rate)
 
     def get_config(self) -> dict[str, Any]:
         """The config, the inner optimizer's inside."""

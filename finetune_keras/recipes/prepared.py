@@ -21,7 +21,7 @@ __all__ = ["Prepared"]
 _WARM_UP = 0.1  # of the steps of a phase
 _LOW = 0.1  # of its rate, at the first step
 _MADE_IN_FIT = ("train_function", "test_function")
-_APART = ("inner_optimizer", "learning_rate", "name", "peak", "steps", "warmup_steps")
+_APART = ("inner_optimizer", "learning_rate", "name", "peak", "steps", "warmup_steps", "fixed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,17 @@ class Progress(keras.callbacks.Callback):
             line += f" of {steps}, {lasting(left)} to its end"
         self._say(f"{line}; {_numbers(logs or {})}")
 
+    def features(self, done: int, total: int | None, seconds: float) -> None:
+        """Says how far a pass of what is frozen is, now and then; see `cache.forward.telling`."""
+        now = time.perf_counter()
+        if seconds < _LONG or now - self._last < _LONG:
+            return
+        self._last = now
+        line = f"  features of what is frozen: batch {done}"
+        if total:
+            line += f" of {total}, {lasting(seconds / done * (total - done))} to the end"
+        self._say(line)
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Says how it was."""
         self._over += 1

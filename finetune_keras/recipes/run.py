@@ -13,6 +13,7 @@ import keras
 from finetune_keras import flags, record
 from finetune_keras._errors import CacheError, LossError
 from finetune_keras.cache.fit import fit
+from finetune_keras.cache.forward import telling
 from finetune_keras.cache.shared import sharing
 from finetune_keras.compile import compile as _compile
 from finetune_keras.recipes.aside import aside
@@ -92,7 +93,8 @@ def run(
     prepared = Prepared(model, optimizer, warm=task.plan.warm, refit=task.plan.refit)
     try:
         # What is computed for a probe is asked for again before the next phase, and in a refit.
-        with contextlib.ExitStack() as shared:
+        told_of = telling(progress.features) if verbose == 1 else contextlib.nullcontext()
+        with told_of, contextlib.ExitStack() as shared:
             few = task.data.count <= _FEW
             if few:
                 shared.enter_context(sharing())
@@ -265,7 +267,7 @@ def _line(phase: Phase, model: keras.Model) -> str:
     how = "solved"
     if phase.solver is None:
         rate = phase.learning_rate
-        rate = f"{rate:.3g}" if isinstance(rate, float) else "a schedule"
+        rate = f"{rate:.3g}" if isinstance(rate, float) else "a schedule" if rate else "by default"
         how = f"{phase.epochs} epochs at most, learning rate {rate}"
         if phase.layer_decay is not None:
             how += f", {phase.layer_decay:g} times that a block"
