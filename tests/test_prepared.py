@@ -57,10 +57,24 @@ def test_the_rate_is_that_of_a_warm_up_and_a_cosine(inner):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_rate_cannot_be_set_meanwhile():
+@pytest.mark.parametrize("built", [False, True])
+def test_a_rate_that_is_set_stays(built, tmp_path):
     made = optimizers.up_and_down(keras.optimizers.Adam(), 0.05, 20, 3)
-    with pytest.raises(TypeError, match="compile the model with another rate"):
-        made.learning_rate = 1.0
+    weight = keras.Variable([1.0])
+    if built:
+        made.build([weight])
+    made.learning_rate = np.float32(0.5)
+    made.build([weight])
+    for each in (made, type(made).from_config(made.get_config())):
+        each.build([weight])
+        assert float(each.learning_rate) == 0.5
+        each.apply([keras.ops.ones(1)], [weight])
+        assert float(each.learning_rate) == 0.5
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="from 0 on"):
+            made.learning_rate = wrong
+    with pytest.raises((TypeError, ValueError)):
+        made.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
 
 
 def test_a_model_with_it_can_be_stored_and_goes_on(tmp_path):
