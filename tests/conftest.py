@@ -157,9 +157,17 @@ LONG_EXAMPLES = (
 
 # What is read off a graph, and compares large networks; the same on every backend.
 OF_GRAPHS = (
+    "test_a_layer_before_the_networks_own_preprocessing",
+    "test_any_input_shape_and_other_channel_counts",
+    "test_bad_input_names_the_fix",
     "test_depth_of_known_architectures",
     "test_efficientnet_weights_from_a_file",
+    "test_freeze_thaw_and_describe_hold_on_layers_inside_layers",
+    "test_networks_that_keep_a_dtype_from_their_layers",
+    "test_other_channels_are_refused_in_one_line",
+    "test_taps_by_stride",
     "test_the_factors_of_one_convolution",
+    "test_weights_with_a_classifier_name_the_way",
 )
 
 # Of files and folders of a run, which are the same on every backend.

@@ -54,7 +54,9 @@ def cases():
             cheap = name in contracts.CHEAP
             slow = network.mark == "slow" or (network.mark == "big" and not cheap)
             slow = slow or (
-                few and network.kind not in ("this package", "your own") and name != "features"
+                few
+                and network.kind not in ("this package", "your own")
+                and (name != "features" or network.mark == "big")
             )
             marks = pytest.mark.slow if slow else ()
             if network.kind == "keras.applications" and not slow:
@@ -72,10 +74,11 @@ def test_every_backbone(network, contract):
 
 
 def head_cases():
+    few = keras.backend.backend() != "tensorflow"
     for case in head_contracts.CASES.values():
         for shape in head_contracts.SHAPES:
             for name in head_contracts.CONTRACTS:
-                slow = case.kind != "head" and name not in ("learns", "file")
+                slow = (few or case.kind != "head") and name not in ("learns", "file")
                 marks = pytest.mark.slow if slow else ()
                 yield pytest.param(
                     case.name, shape, name, id=f"{case.name}-{shape}-{name}", marks=marks

@@ -562,16 +562,23 @@ def test_a_recipe_that_decides_otherwise_is_told_to_measure(tmp_path):
 def test_what_a_recipe_measured_is_stored(tmp_path):
     calls = []
 
+    def measure(task):
+        task.say("a half, ten times")
+        calls.append(task)
+        return np.float32(0.5**10)
+
     def recipe(task):
         yield task.probe()
-        rate = task.measured("rate", lambda task: calls.append(task) or np.float32(0.5**10))
+        rate = task.measured("rate", measure)
+        assert task.measured("rate", measure) == rate
         assert task.measured("several", lambda task: np.arange(2)) == (0, 1)
         yield task.phase("all", select.everything(), learning_rate=rate)
 
     with pytest.raises(Killed):
         run(tmp_path, recipe, kill=Kill(5, "end"))
-    run(tmp_path, recipe)
+    _, history = run(tmp_path, recipe)
     assert len(calls) == 1
+    assert history.notes == ("a half, ten times",)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data in its own process")

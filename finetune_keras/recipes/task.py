@@ -39,6 +39,7 @@ class Task:
         optimizer: each phase has a fresh copy of it.
         notes: what `say` was told.
         measures: what `measured` found, by name.
+        told: what was said meanwhile, by name.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Task:
         self.model, self.data, self.plan, self.optimizer = model, data, plan, optimizer
         self.notes: list[str] = []
         self.measures: dict[str, Any] = {}
+        self.told: dict[str, list[str]] = {}
+        self._here: set[str] = set()  # what was measured, or taken up, in this process
         self._verbose = verbose
 
     def say(self, text: str) -> None:
@@ -68,9 +71,15 @@ class Task:
         recipe decides by is measured in this way.
         """
         if name not in self.measures:
+            first = len(self.notes)
             found = measure(self)
             found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy
             self.measures[name] = json.loads(json.dumps(found))  # as a later process reads it
+            self.told[name] = self.notes[first:]
+        elif name not in self._here:
+            for note in self.told.get(name, ()):
+                self.say(note)
+        self._here.add(name)
         found = self.measures[name]
         return tuple(found) if isinstance(found, list) else found
 
