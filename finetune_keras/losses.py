@@ -134,7 +134,8 @@ def adjusted(
     if name in _KINDS and (isinstance(loss, str) or loss is getattr(keras.losses, name)):
         loss = _KINDS[name]()
     inner = getattr(loss, "loss", None)
-    if isinstance(inner, keras.losses.Loss) and not isinstance(loss, WeightedCrossentropy):
+    own = type(loss).__module__.split(".")[0] == "finetune_keras"
+    if own and isinstance(inner, keras.losses.Loss) and not isinstance(loss, WeightedCrossentropy):
         # A loss around it, for missing labels or for one learned weight.
         changed = adjusted(inner, label_smoothing=label_smoothing, class_weight=class_weight)
         made = type(loss).from_config(loss.get_config())

@@ -58,6 +58,48 @@ def test_rare_classes_are_weighed_where_the_loss_can(loss, weighed):
         assert not hasattr(keras.tree.flatten(model.loss)[0], "class_weight")
 
 
+@pytest.mark.parametrize("metrics", [{"c": "accuracy"}, {"c": ["accuracy"]}])
+def test_metrics_by_the_name_of_the_only_output(metrics):
+    model = network("sparse_categorical_crossentropy")
+    model.compile("adam", {"c": "sparse_categorical_crossentropy"}, metrics=metrics)
+    history = tuned(model, (ROWS, np.arange(64) % 3))
+    assert history.best.monitor == "val_accuracy"
+
+
+@pytest.mark.parametrize("given", ["balanced", [1.0, 9.0]])
+def test_weights_for_a_loss_that_has_none_are_refused(given):
+    model = network({"c": FOCAL}, 1, "sigmoid")
+    with pytest.raises(ValueError, match="binary_focal_crossentropy"):
+        tuned(model, (ROWS, RARE[:, None].astype("float32")), class_weight=given)
+
+
+def test_a_loss_of_ones_own_around_one_of_keras_is_left_alone():
+    class Mine(keras.losses.Loss):
+        def __init__(self):
+            super().__init__(name="mine")
+            self.loss = keras.losses.BinaryCrossentropy()
+
+        def call(self, y_true, y_pred):
+            return self.loss.call(y_true, y_pred)
+
+    model = network(Mine(), 1, "sigmoid")
+    plan = tuned(model, (ROWS, RARE[:, None].astype("float32"))).plan
+    assert plan.class_weight is None
+
+
+def test_maps_of_classes_are_not_counted():
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="a")(inputs)
+    model = keras.Model(inputs, layers.Conv2D(2, 1, activation="softmax", name="c")(x))
+    model.compile("adam", "categorical_crossentropy")
+    x = np.random.default_rng(0).normal(size=(20, 4, 4, 3))
+    y = np.eye(2)[np.zeros((20, 4, 4), int)]
+    data = examples(model, (x, y), None, 0)
+    made = {"batch_size": 8, "epochs": 1, "verbose": 0}
+    assert "not classes" in ftk.fine_tune(model, (x, y), **made).plan.reasons["class_weight"]
+    assert data.count == 16
+
+
 def test_no_weights_is_no_error_for_any_loss():
     x, y = curves()
     assert tuned(of_curves(), (x, y), class_weight=False).plan.class_weight is None
@@ -118,6 +160,18 @@ def test_callbacks_choose_nothing_in_a_refit(tmp_path):
     other.load_weights(path)
     for a, b in zip(other.get_weights(), best, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_score_of_a_callback_is_monitored_and_a_refit_without_it_is_kept():
+    class Scores(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if "val_loss" in logs and np.isfinite(logs["val_loss"]):
+                logs["val_own_accuracy"] = 1.0 / (1.0 + logs["val_loss"])
+
+    options = {"callbacks": [Scores()], "monitor": "val_own_accuracy", "epochs": 2}
+    history = tuned(of_curves(), curves(), **options)
+    assert history.best.monitor == "val_own_accuracy"
+    assert history.refit
 
 
 def test_no_refit_where_a_callback_sets_the_rate_by_scores():
@@ -228,13 +282,35 @@ def test_without_room_for_features_a_phase_is_trained_plainly(monkeypatch):
 
     def top(task):
         yield task.probe()
-        yield task.phase("top", select.blocks(slice(-1, None)) | select.head())
+        top = select.blocks(slice(-1, None)) | select.head()
+        yield task.phase("top", top, learning_rate=3e-2)
+
+    def none(task, prefix):
+        raise CacheError("3 GB are needed and 1 GB free")
 
     monkeypatch.setattr("finetune_keras.recipes.run.fit", full)
+    monkeypatch.setattr("finetune_keras.recipes.refit.features", none)
+    history = tuned(of_curves(), curves(), recipe=top, epochs=2)
+    assert history.history["phase"][:3] == ["probe", "top", "top"]
+    assert history.refit
+    assert any("phase 'refit top'" in n and "3 GB are needed" in n for n in history.notes)
+
+
+def test_no_room_after_an_epoch_is_an_error(monkeypatch):
+    plain = ftk.recipes.run.fit
+
+    def late(model, *args, cache=True, solver=None, **options):
+        found = plain(model, *args, cache=cache, solver=solver, **options)
+        if solver is None:
+            raise CacheError("the disk is full")
+        return found
+
+    monkeypatch.setattr("finetune_keras.recipes.run.fit", late)
     model = of_curves()
-    history = tuned(model, curves(), recipe=top, epochs=2, refit=False)
-    assert history.history["phase"] == ["probe", "top", "top"]
-    assert any("3 GB are needed" in note for note in history.notes)
+    before = snapshot(model)
+    with pytest.raises(CacheError, match="the disk is full"):
+        tuned(model, curves())
+    assert not moved(before, model)
 
 
 def test_ctrl_c_while_weights_are_put_back_leaves_the_best(monkeypatch):

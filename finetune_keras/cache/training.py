@@ -28,11 +28,9 @@ def compiled(model: keras.Model, suffix: keras.Model) -> None:
     last = _COMPILED.get(suffix)
     if last is not None and all(state[k] is last[k] for k in state):
         return
-    single = len(suffix.outputs) == 1
-    for name in ("loss", "metrics", "weighted_metrics"):
-        # By the name of the model's only output, which another model may have under another one.
-        if single and isinstance(given[name], dict) and len(given[name]) == 1:
-            (given[name],) = given[name].values()
+    if len(suffix.outputs) == 1 and isinstance(given["loss"], dict) and len(given["loss"]) == 1:
+        # By the name of the model's only output, which is another one in the suffix.
+        (given["loss"],) = given["loss"].values()
     suffix.compile(**given)
     _COMPILED[suffix] = state
 

@@ -50,7 +50,8 @@ class _Show(keras.callbacks.Callback):
         self.hidden = hidden
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes the NaN away."""
-        for name in [k for k in logs if k.startswith("val_")]:
-            del logs[name]
+        """Takes the NaN away; what a callback has put there stays."""
+        for name in (*self.hidden.names, *self.hidden.found):
+            if isinstance(logs.get(name), float) and math.isnan(logs[name]):
+                del logs[name]
         logs.update(self.hidden.found)

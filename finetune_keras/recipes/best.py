@@ -208,6 +208,7 @@ class Watch(keras.callbacks.Callback):
         self.refitted = done
         if done and held and self.score is not None:
             self._aim(held)
+        if done and self.score is not None and self.goal.name in held:
             score = self.goal.score(held)
             rank, best = self.goal.rank(score), self.goal.rank(self.score)
             near = self.goal.mode == "max" and rank >= best - margin(best, self.held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from finetune_keras.data.split import stratified
 __all__ = ["SHARE", "Divided", "Examples", "check", "counts", "examples", "strata", "taken"]
 
 SHARE = 0.2  # of arrays, where there are no validation data
+_LOOK = 8  # batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,16 +63,13 @@ class Examples:
         return self._source(model, batch_size).first().x
 
     def seen_labels(self, model: keras.Model) -> list[Any]:
-        """Labels of a batch to learn from and of one to validate on, or all where they are in
-        memory.
-        """
-        parts = (self.train, unpacked(self.validation))
-        read = (source.source(*part, preprocess=preprocess(model)) for part in parts)
-        found = [
-            part[1] if each.arrays else each.first().y
-            for part, each in zip(parts, read, strict=True)
-        ]
-        return keras.tree.flatten([arrays.bare(y) for y in found])
+        """Labels of some batches to learn from and to validate on, or all that are in memory."""
+        found = []
+        for part in (self.train, unpacked(self.validation)):
+            read = source.source(*part, preprocess=preprocess(model))
+            batches = itertools.islice(() if read.arrays else read.read(), _LOOK)
+            found += [part[1]] if read.arrays else [batch.y for batch in batches]
+        return [arrays.to_numpy(y) for y in keras.tree.flatten([arrays.bare(y) for y in found])]
 
     def read_labels(self, model: keras.Model) -> Any:
         """The labels of all examples, for which a data set is read through."""
@@ -283,8 +282,8 @@ def counts(output: outputs.Output, y: Any) -> np.ndarray | None:
     labels = np.asarray(flat[0])
     if labels.dtype.kind not in "biuf":
         return None
-    if family == "one-hot" and labels.ndim == 2:
-        return labels.sum(axis=0)
+    if family == "one-hot" and labels.ndim > 1:
+        return labels.sum(axis=0) if labels.ndim == 2 else None
     if family == "binary" and output.size != 1:
         return None
     known = labels[np.isfinite(labels)] if labels.dtype.kind == "f" else labels.reshape(-1)

@@ -74,7 +74,7 @@ def fine_tune(
 
     NaN or an infinite loss ends the training with the best weights so far and a
     ``RuntimeWarning``. So does Ctrl-C, without a warning, once one epoch has ended. After any
-    other error the model is as it was.
+    other error the model is as it was, but for one while the test data are evaluated.
 
     Args:
         model: a compiled ``keras.Model`` with a head, such as `finetune_keras.build` gives.
@@ -105,7 +105,8 @@ def fine_tune(
             more than the standard error of an accuracy. There is none where a callback of Keras
             sets the rate by scores or epochs.
         callbacks: as in ``fit``; they see all phases, whose epochs are numbered on. In a refit
-            each score by validation is NaN for them, and ``EarlyStopping`` is left out.
+            each score by validation is NaN for them at the end of an epoch, and ``EarlyStopping``
+            is left out.
         seed: sets the random states of Python, NumPy and Keras, and what is held out.
         directory: keeps the run after each epoch: weights, optimizer, random states, the best so
             far. The same call in a later process goes on from there, and on a CPU ends with the
@@ -247,10 +248,11 @@ def _weigh(model: keras.Model, weights: tuple[float, ...] | None) -> None:
     """Puts the weights of the classes into the loss, or takes those away that it has."""
     loss = _private.compile_arguments(model)["loss"]
     given = False if weights is None else list(weights)
-    if isinstance(loss, dict):
-        given = {name: given for name, own in loss.items() if losses.takes_weights(own)}
-    elif weights is None and not any(map(losses.takes_weights, keras.tree.flatten(loss))):
+    has = losses.takes_weights
+    if weights is None and not any(map(has, keras.tree.flatten(loss))):
         return
+    if isinstance(loss, dict):
+        given = {name: given for name, own in loss.items() if weights is not None or has(own)}
     _compile(model, class_weight=given)
 
 

@@ -25,7 +25,7 @@ from finetune_keras.cache import manifest
 
 __all__ = ["FORMAT", "HASHED", "Folder"]
 
-FORMAT = 2
+FORMAT = 3
 HASHED = "#"  # before what stands for something longer, and tells nobody anything
 _RUN, _START, _STATE = "run.json", "start.npz", "state.npz"
 _TOLD = "state"  # the name of the JSON among the arrays

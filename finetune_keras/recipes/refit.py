@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
 import keras
 
+from finetune_keras._errors import CacheError
 from finetune_keras.averaging.scoring import divided
 from finetune_keras.cache.shared import shares
 from finetune_keras.recipes.best import margin
@@ -69,4 +71,5 @@ def compute_as_before(task: Task) -> None:
     """
     division = divided(task.model)
     if division is not None and shares(division.prefix):
-        features(task, division.prefix)
+        with contextlib.suppress(CacheError):  # no room: then it is computed at each epoch
+            features(task, division.prefix)

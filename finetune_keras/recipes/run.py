@@ -238,13 +238,20 @@ def _train(
             verbose=max(verbose - 1, 0),
             **own,
         )
+        before = _epochs(callbacks)
         try:
             train(solver=phase.solver)
-        except CacheError as e:  # before an epoch began: there is no room, on the disk either
-            if phase.solver:
+        except CacheError as e:  # there is no room, on the disk either
+            if phase.solver or _epochs(callbacks) != before:
                 raise
             task.say(f"phase {phase.name!r}: what is frozen is computed at each epoch, as {e}")
             train(cache=False)
+
+
+def _epochs(callbacks: list[keras.callbacks.Callback]) -> list[int]:
+    """Those of the phase that have ended."""
+    told = next(c for c in callbacks if isinstance(c, _Told))
+    return list(getattr(told, "epoch", []))
 
 
 class _Told(keras.callbacks.History):
