@@ -290,7 +290,7 @@ def test_without_room_for_features_a_phase_is_trained_plainly(monkeypatch):
 
     monkeypatch.setattr("finetune_keras.recipes.run.fit", full)
     monkeypatch.setattr("finetune_keras.recipes.refit.features", none)
-    history = tuned(of_curves(), curves(), recipe=top, epochs=2)
+    history = tuned(of_curves(), curves(), recipe=top, epochs=8, batch_size=8)
     assert history.history["phase"][:3] == ["probe", "top", "top"]
     assert history.refit
     assert any("phase 'refit top'" in n and "3 GB are needed" in n for n in history.notes)
