@@ -507,6 +507,24 @@ def test_the_folder_of_another_run_is_refused_with_the_reason(changed, message, 
     assert (tmp_path / "state.npz").read_bytes() == kept
 
 
+def test_a_model_made_again_on_the_backbone_that_a_probe_froze(tmp_path):
+    """Its optimizer is compiled at a head's rate then, which is not that of the run."""
+    made = keras.Model((whole := network(dropout=0)).input, whole.get_layer("pool").output)
+    base = ftk.backbone(made)
+
+    def built():
+        return ftk.build(base, ftk.heads.Classification(3))
+
+    settings = {"recipe": "linear_probe", "directory": tmp_path, "verbose": 0}
+    first = built()
+    one = ftk.fine_tune(first, images(20, 8), **settings)
+    second = built()
+    assert float(second.optimizer.learning_rate) == pytest.approx(1e-3)
+    assert ftk.fine_tune(second, images(20, 8), **settings).best == one.best
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_other_pretrained_weights_and_versions_are_refused(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         run(tmp_path, "lp_ft", kill=Kill(1, "end"))

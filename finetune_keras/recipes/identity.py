@@ -22,7 +22,8 @@ __all__ = ["CHANGED", "exact", "identity"]
 
 CHANGED = ("loss, metrics and optimizer", "pretrained weights")  # by the run itself
 
-_NAMES = ("name", "shared_object_id", "build_config")
+# Names count what a process has made before; a rate that was compiled is not that of a run.
+_APART = ("name", "shared_object_id", "build_config", "learning_rate")
 
 
 def identity(model: keras.Model, data: Examples, given: dict[str, Any]) -> dict[str, Any]:
@@ -69,16 +70,16 @@ def _network(model: keras.Model) -> str:
 
 def _compiled(model: keras.Model) -> Any:
     try:
-        return _nameless(model.get_compile_config())
+        return _lasting(model.get_compile_config())
     except Exception:  # of a user's own class, whose get_config may raise anything
         return type(model.optimizer).__qualname__
 
 
-def _nameless(config: Any) -> Any:
-    """Without names, which count what a process has made before."""
+def _lasting(config: Any) -> Any:
+    """What of it is the same in each process."""
     if isinstance(config, dict):
-        return {k: _nameless(v) for k, v in config.items() if k not in _NAMES}
-    return [_nameless(v) for v in config] if isinstance(config, list | tuple) else config
+        return {k: _lasting(v) for k, v in config.items() if k not in _APART}
+    return [_lasting(v) for v in config] if isinstance(config, list | tuple) else config
 
 
 def _pretrained(model: keras.Model) -> str:
