@@ -92,7 +92,7 @@ class Survival(keras.callbacks.Callback):
         state = self._stored
         self._number, self._phases = state["phase"], state["phases"]
         self._task.measures.update(state["measures"])
-        self._task.told.update(state.get("told", {}))
+        self._task.told.update(state["told"])
         self._told.epoch, self._told.history = state["history"]["epoch"], state["history"]["logs"]
         watch = self._watch
         watch.values = self._values("best")
